@@ -1,0 +1,102 @@
+"""No split may cut a group in two, whatever the seed, the sizes or the classes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.data.splits import groups_across_splits, k_fold_by_group, split_by_group, split_randomly
+from workbench.data.tables import SPLITS, ClipTable, Task
+
+
+def make_table(groups: list[str], labels: list[str] | None = None) -> ClipTable:
+    n = len(groups)
+    frame = pd.DataFrame(
+        {
+            "clip_id": [f"c{i}" for i in range(n)], "path": [f"c{i}.mp4" for i in range(n)],
+            "start_seconds": np.nan, "end_seconds": np.nan, "split": pd.Series(None, index=range(n), dtype=object),
+            "group": groups, "y": labels or ["a", "b"] * (n // 2) + ["a"] * (n % 2),
+            "score": np.linspace(0, 1, n),
+        }
+    )  # fmt: skip
+    return ClipTable(frame, [Task("y", "multiclass", tuple(sorted(set(frame.y)))), Task("score", "regression")])
+
+
+def random_table(seed: int) -> ClipTable:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(20, 120))
+    groups = [f"g{g}" for g in rng.integers(0, rng.integers(6, 40), n)]
+    labels = [str(k) for k in rng.choice(3, n, p=[0.6, 0.3, 0.1])]
+    labels[:3] = ["0", "1", "2"]
+    return make_table(groups, labels)
+
+
+@pytest.mark.parametrize("stratify", [None, "y", "score"])
+def test_split_by_group_never_cuts_a_group_and_fills_every_split(stratify: str | None) -> None:
+    for seed in range(25):
+        table = random_table(seed)
+        split = split_by_group(table, seed=seed, stratify=stratify)
+        assert (split.frame.groupby("group").split.nunique() == 1).all()
+        assert set(split.frame.split) == set(SPLITS)
+        assert split.frame.drop(columns="split").equals(table.frame.drop(columns="split"))
+
+
+def test_split_by_group_keeps_the_fractions_of_clips_and_of_classes() -> None:
+    # 60 groups of 4 clips, each group of one class: 40 groups "a", 20 groups "b"
+    groups = [f"g{i:02d}" for i in range(60) for _ in range(4)]
+    labels = [("a" if i < 40 else "b") for i in range(60) for _ in range(4)]
+    for seed in range(5):
+        frame = split_by_group(make_table(groups, labels), fractions=(0.7, 0.15, 0.15), seed=seed, stratify="y").frame
+        counts = frame.groupby(["y", "split"]).size().unstack()
+        assert counts.loc["a"].to_dict() == {"train": 112, "val": 24, "test": 24}  # 28, 6 and 6 groups: exact
+        assert counts.loc["b"].to_dict() == {"train": 56, "val": 12, "test": 12}
+
+
+def test_split_by_group_is_fixed_by_the_seed() -> None:
+    table = random_table(0)
+    first = [split_by_group(table, seed=s).frame.split.tolist() for s in range(6)]
+    assert first == [split_by_group(table, seed=s).frame.split.tolist() for s in range(6)]
+    assert len({tuple(f) for f in first}) > 1
+
+
+def test_split_by_group_zero_fraction_leaves_that_split_empty() -> None:
+    assert set(split_by_group(random_table(1), fractions=(0.8, 0, 0.2)).frame.split) == {"train", "test"}
+
+
+def test_split_by_group_names_too_few_groups_and_bad_fractions() -> None:
+    with pytest.raises(ValueError, match=r"2 group.*3 splits"):
+        split_by_group(make_table(["g0"] * 5 + ["g1"] * 5))
+    for fractions in ((0.5, 0.5), (0.6, 0.6, -0.2), (0.5, 0.2, 0.2), (0, 0.5, 0.5)):
+        with pytest.raises(ValueError, match="fractions"):
+            split_by_group(random_table(0), fractions=fractions)
+
+
+def test_split_by_group_refuses_clips_without_a_group() -> None:
+    with pytest.raises(ValueError, match=r"1 clip.*no group"):
+        split_by_group(make_table(["g0", "g1", "g2", None]))  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("stratify", [None, "y"])
+def test_k_fold_tests_every_clip_once_and_never_cuts_a_group(stratify: str | None) -> None:
+    for seed in range(6):
+        table = random_table(seed)
+        folds = k_fold_by_group(table, folds=3, seed=seed, stratify=stratify)
+        tested = np.sum([(f.frame.split == "test").to_numpy() for f in folds], axis=0)
+        assert len(folds) == 3 and (tested == 1).all()
+        for fold in folds:
+            assert not groups_across_splits(fold) and set(fold.frame.split) == set(SPLITS)
+
+
+def test_k_fold_names_too_few_groups() -> None:
+    with pytest.raises(ValueError, match="too few for 5 folds"):
+        k_fold_by_group(make_table([f"g{i % 5}" for i in range(20)]), folds=5)
+
+
+def test_split_randomly_is_refused_for_grouped_clips_unless_asked() -> None:
+    table = make_table([f"g{i % 4}" for i in range(40)])
+    with pytest.raises(ValueError, match="allow_leak=True"):
+        split_randomly(table)
+    leaky = split_randomly(table, allow_leak=True)
+    assert groups_across_splits(leaky) and leaky.frame.group.equals(table.frame.group)
+    assert leaky.frame.split.value_counts().to_dict() == {"train": 28, "val": 6, "test": 6}
+    alone = split_randomly(make_table([f"g{i}" for i in range(40)]))
+    assert set(alone.frame.split) == set(SPLITS)

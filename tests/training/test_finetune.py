@@ -1,0 +1,275 @@
+"""The loop and the run folder, on a tiny backbone and real files."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from workbench.training.finetune import fine_tune
+from workbench.training.loop import rate
+from workbench.training.predict import predict, predict_table
+from workbench.training.runs import Run, build_model, load_run
+from workbench.training.setup import Setup
+from workbench.training.sweep import sweep
+
+QUIET = {"device": "cpu", "workers": 1, "progress": False}
+
+
+def setup_for(checkpoint: str, **changes: object) -> Setup:
+    options: dict = {"backbone": checkpoint, "epochs": 2, "batch_size": 6, "precision": "fp32"}
+    return Setup(**(options | changes))
+
+
+@pytest.fixture(scope="module")
+def full_run(tiny_checkpoint, tiny_table, tmp_path_factory) -> Run:
+    setup = setup_for(tiny_checkpoint, strategy="full")
+    return fine_tune(setup, tiny_table, runs_dir=tmp_path_factory.mktemp("runs"), **QUIET)
+
+
+def test_rate_rises_linearly_and_falls_along_a_cosine() -> None:
+    assert [rate(s, 100, 0.1) for s in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert rate(10, 100, 0.1) == pytest.approx(1.0)
+    assert rate(55, 100, 0.1) == pytest.approx(0.5)
+    assert rate(100, 100, 0.1) == pytest.approx(0.0)
+
+
+def test_fine_tune_writes_a_whole_run_folder(full_run: Run, tiny_table) -> None:
+    files = {p.name for p in full_run.folder.iterdir()}
+    assert files == {"run.json", "history.parquet", "predictions.parquet", "weights.safetensors"}
+    record = json.loads((full_run.folder / "run.json").read_text())
+    assert record["data"]["clips"] == {"train": 16, "val": 8, "test": 8}
+    assert record["data"]["fingerprint"] == tiny_table.fingerprint()
+    assert full_run.protocol.num_frames == 8 and full_run.protocol.size_px == 32
+    assert list(full_run.history.epoch) == [1, 2]
+    weights = load_file(full_run.folder / "weights.safetensors")
+    assert record["parameters"]["trainable"] == sum(w.numel() for w in weights.values())
+
+
+def test_fine_tune_predicts_every_val_and_test_clip_for_every_task(full_run: Run, tiny_table) -> None:
+    predictions = full_run.predictions
+    assert set(predictions.groupby("task").size()) == {16}
+    speed = predictions[predictions.task == "speed"].set_index("clip_id").target
+    expected = tiny_table.frame.set_index("clip_id").speed.loc[speed.index]
+    pd.testing.assert_series_equal(speed, expected, check_names=False)
+    direction = predictions[predictions.task == "direction"]
+    assert np.allclose([sum(p) for p in direction.probabilities], 1)
+    # Standard units are undone: predictions lie about the training mean, not about zero.
+    values = predictions[predictions.task == "speed"].prediction
+    assert abs(values.mean() - tiny_table.train.frame.speed.mean()) < 1.0
+
+
+def test_load_run_gives_the_same_model_back(full_run: Run, tiny_table) -> None:
+    again = load_run(full_run.folder)
+    said = predict_table(again, tiny_table, split="test", device="cpu").reset_index(drop=True)
+    stored = again.predictions.query("split == 'test'").reset_index(drop=True)
+    assert list(said.clip_id) == list(stored.clip_id)
+    assert np.allclose(said.prediction, stored.prediction, atol=1e-5)
+
+
+def test_fine_tune_reads_a_finished_run_instead_of_training_again(full_run: Run, tiny_table) -> None:
+    before = (full_run.folder / "weights.safetensors").stat().st_mtime_ns
+    again = fine_tune(full_run.setup, tiny_table, runs_dir=full_run.folder.parent, **QUIET)
+    assert again.folder == full_run.folder
+    assert (again.folder / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_fine_tune_is_the_same_for_the_same_seed_and_not_for_another(full_run: Run, tiny_table, runs_dir: Path) -> None:
+    stored = load_file(full_run.folder / "weights.safetensors")
+    torch.manual_seed(999)  # the caller's random state must not matter
+    torch.randn(5)
+    again = fine_tune(full_run.setup, tiny_table, runs_dir=runs_dir, **QUIET)
+    weights = load_file(again.folder / "weights.safetensors")
+    assert all(torch.equal(weights[name], stored[name]) for name in stored)
+    other = fine_tune(full_run.setup.replace(seed=1), tiny_table, runs_dir=runs_dir, **QUIET)
+    changed = load_file(other.folder / "weights.safetensors")
+    assert any(not torch.equal(changed[name], stored[name]) for name in stored)
+
+
+def test_fine_tune_leaves_the_callers_random_state_alone(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    fine_tune(setup_for(tiny_checkpoint, strategy="linear", epochs=1), tiny_table, runs_dir=runs_dir, **QUIET)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_fine_tune_of_a_frozen_backbone_stores_only_heads(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
+    run = fine_tune(setup_for(tiny_checkpoint, strategy="linear"), tiny_table, runs_dir=runs_dir, **QUIET)
+    assert all(name.startswith("head.") for name in load_file(run.folder / "weights.safetensors"))
+    fresh = build_model(run.setup, run.tasks)
+    trained = run.model()
+    for (name, a), (_, b) in zip(fresh.named_parameters(), trained.named_parameters(), strict=True):
+        assert torch.equal(a, b) == name.startswith("backbone."), name
+
+
+def test_run_refuses_a_frozen_backbone_that_has_changed(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
+    run = fine_tune(setup_for(tiny_checkpoint, strategy="linear", epochs=1), tiny_table, runs_dir=runs_dir, **QUIET)
+    record = json.loads((run.folder / "run.json").read_text())
+    record["backbone_fingerprint"] = "0" * 16
+    (run.folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="with fingerprint 0000000000000000, but that backbone is now"):
+        load_run(run.folder).model()
+
+
+def test_fine_tune_learns_the_direction_of_sixteen_clips(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
+    setup = setup_for(
+        tiny_checkpoint, strategy="full", tasks=("direction",), epochs=60, augment=False, lr=2e-3, head_lr=2e-3
+    )
+    run = fine_tune(setup, tiny_table, runs_dir=runs_dir, **QUIET)
+    # Two balanced classes start at ln 2.
+    assert run.history.train_loss.iloc[0] > 0.5
+    assert run.history.train_loss.iloc[-1] < 0.1
+
+
+def test_fine_tune_stops_early_and_keeps_the_best_epoch(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
+    # Nothing trains at rate zero: the score never rises, ties count as the best, so it runs on ...
+    frozen = setup_for(tiny_checkpoint, strategy="linear", head_lr=0.0, epochs=4, patience=1)
+    assert len(fine_tune(frozen, tiny_table, runs_dir=runs_dir, **QUIET).history) == 4
+    # ... and a run whose score can only fall ends after `patience` epochs without a best.
+    run = fine_tune(
+        setup_for(tiny_checkpoint, strategy="full", epochs=30, patience=2, lr=1e-2), tiny_table,
+        runs_dir=runs_dir, **QUIET,
+    )  # fmt: skip
+    history = run.history
+    assert run.record["best_val_score"] == history.val_score.max()
+    assert history.val_score[run.record["best_epoch"] - 1] == history.val_score.max()
+    assert len(history) == 30 or len(history) - run.record["best_epoch"] == 2
+
+
+def test_fine_tune_watch_sees_every_epoch(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
+    lengths: list[int] = []
+    setup = setup_for(tiny_checkpoint, strategy="linear", epochs=3)
+    fine_tune(setup, tiny_table, runs_dir=runs_dir, watch=lambda h: lengths.append(len(h)), **QUIET)
+    assert lengths == [1, 2, 3]
+
+
+def test_fine_tune_accumulates_to_the_gradient_of_the_large_batch(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
+    # 16 clips: one batch of 16, or two of 8 in one step. Same mean loss over equal halves, so the same weights.
+    one = setup_for(tiny_checkpoint, tasks=("bright",), batch_size=16, augment=False)
+    two = one.replace(batch_size=8, accumulation=2)
+    a, b = (
+        load_file(fine_tune(s, tiny_table, runs_dir=runs_dir, **QUIET).folder / "weights.safetensors")
+        for s in (one, two)
+    )
+    for name in a:
+        # AdamW divides by the gradient's size, so rounding differences grow to a small part of a step of 3e-4.
+        assert torch.allclose(a[name], b[name], atol=5e-5), name
+
+
+def test_fine_tune_names_a_split_that_is_missing(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
+    no_val = tiny_table[(tiny_table.frame.split != "val").to_numpy()]
+    with pytest.raises(ValueError, match="has no val clips to choose the best epoch by"):
+        fine_tune(setup_for(tiny_checkpoint), no_val, runs_dir=runs_dir, **QUIET)
+
+
+def test_fine_tune_counts_what_it_could_not_decode(tiny_checkpoint, tiny_table, runs_dir: Path, tmp_path) -> None:
+    import shutil
+
+    from workbench.data.tables import ClipTable
+
+    root = tmp_path / "clips"
+    shutil.copytree(tiny_table.root, root)
+    (root / "02.mp4").write_bytes(b"")
+    (root / "30.mp4").write_text("this is no video")
+    table = ClipTable(tiny_table.frame, tiny_table.tasks, root=root, info=tiny_table.info)
+    run = fine_tune(setup_for(tiny_checkpoint, strategy="linear", epochs=1), table, runs_dir=runs_dir, **QUIET)
+    assert run.record["data"]["quarantined"] == 2
+    assert {q["path"] for q in run.record["data"]["quarantine"]} == {"02.mp4", "30.mp4"}
+    assert run.record["data"]["clips"] == {"train": 15, "val": 8, "test": 7}
+
+
+def test_predict_answers_file_by_file_and_says_why_not(full_run: Run, tiny_table, tmp_path: Path) -> None:
+    bad = tmp_path / "notes.mp4"
+    bad.write_text("not a video")
+    files = [tiny_table.files()[24], bad, tiny_table.files()[26]]
+    table = predict(full_run, files, device="cpu", workers=1)
+    assert list(table.path) == [str(f) for f in files]
+    assert list(table.reason != "") == [False, True, False]
+    assert table.direction.isna().tolist() == [False, True, False]
+    stored = full_run.predictions.query("clip_id == 'clip24' and task == 'direction'").iloc[0]
+    assert table.direction[0] == ("left", "right")[int(stored.prediction)]
+    assert table.direction_probability[0] == pytest.approx(max(stored.probabilities), abs=1e-5)
+    with pytest.raises(FileNotFoundError, match="no such file: .*absent.mp4"):
+        predict(full_run, tmp_path / "absent.mp4")
+
+
+def test_predict_of_only_unreadable_files_has_only_reasons(full_run: Run, tmp_path: Path) -> None:
+    bad = tmp_path / "zero.mp4"
+    bad.write_bytes(b"")
+    table = predict(full_run, bad, device="cpu", workers=1)
+    assert len(table) == 1 and table.reason[0] and pd.isna(table.direction[0])
+
+
+def test_sweep_names_runs_and_refuses_twins(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
+    runs = sweep(tiny_table, ["linear", "full"], runs_dir=runs_dir, backbone=tiny_checkpoint, epochs=1, **QUIET)
+    assert list(runs) == ["linear", "full"] and [r.name for r in runs.values()] == ["linear", "full"]
+    with pytest.raises(ValueError, match="two setups are called 'linear'"):
+        sweep(tiny_table, ["linear", "linear"], runs_dir=runs_dir, backbone=tiny_checkpoint, epochs=1, **QUIET)
+
+
+def test_load_run_says_what_a_folder_is_not(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no run folder"):
+        load_run(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="has no run.json: it is no run"):
+        load_run(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    with pytest.raises(FileNotFoundError, match="it has not finished; start the same fine_tune again"):
+        load_run(tmp_path)
+
+
+SCRIPT = """
+import os, signal, sys
+import workbench.training.loop as loop
+from workbench.data.tables import ClipTable
+from workbench.training.finetune import fine_tune
+from workbench.training.setup import Setup
+import json
+
+if __name__ == "__main__":
+    record, table, runs, die_after = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+    seen, original = [0], loop.total_loss
+    loop._CHECKPOINT_SECONDS = 0.0  # a checkpoint after every batch
+
+    def counted(*args, **kwargs):
+        seen[0] += 1
+        if seen[0] == die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    loop.total_loss = counted
+    fine_tune(Setup.from_json(record), ClipTable.load(table, allow_outside_root=True), runs_dir=runs, device="cpu",
+              workers=1, progress=False)
+"""
+
+
+def test_fine_tune_killed_and_started_again_ends_with_the_same_weights(
+    full_run: Run, tiny_table, runs_dir: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    absolute = tiny_table.frame.assign(path=[str(p) for p in tiny_table.files()])
+    tiny_table._with(absolute, allow_outside_root=True).save(tmp_path / "table")
+    record = json.dumps(full_run.setup.to_json())
+
+    def start(die_after: int) -> int:
+        command = [sys.executable, str(script), record, str(tmp_path / "table"), str(runs_dir), str(die_after)]
+        return subprocess.run(command, timeout=300, check=False).returncode
+
+    # Three batches an epoch: once in the middle of the first epoch, once in the middle of the second.
+    assert start(3) == -signal.SIGKILL
+    assert not list(runs_dir.glob("*/run.json"))
+    assert start(4) == -signal.SIGKILL
+    assert start(10**9) == 0
+    (folder,) = [p.parent for p in runs_dir.glob("*/run.json")]
+    weights = load_file(folder / "weights.safetensors")
+    unbroken = load_file(full_run.folder / "weights.safetensors")
+    assert weights.keys() == unbroken.keys()
+    assert all(torch.equal(weights[name], unbroken[name]) for name in weights)
+    a, b = load_run(folder).history, full_run.history
+    pd.testing.assert_frame_equal(a.drop(columns="seconds"), b.drop(columns="seconds"))

@@ -1,0 +1,53 @@
+import json
+
+import pytest
+
+from workbench.training.setup import Setup
+
+
+def test_setup_survives_json() -> None:
+    setup = Setup(strategy="linear", tasks=["a", "b"], epochs=3, lr=1e-3, seed=4)
+    assert Setup.from_json(json.loads(json.dumps(setup.to_json()))) == setup
+    assert setup.tasks == ("a", "b")
+    assert hash(setup) == hash(setup.replace())
+
+
+def test_setup_fingerprint_changes_with_every_field() -> None:
+    base = Setup()
+    changes = [
+        {"strategy": "linear"}, {"backbone": "x/y"}, {"tasks": ("a",)}, {"epochs": 3}, {"batch_size": 3}, {"lr": 0.1},
+        {"head_lr": 0.1}, {"weight_decay": 0.1}, {"warmup": 0.2}, {"clip_norm": 2.0}, {"accumulation": 2},
+        {"label_smoothing": 0.1}, {"augment": False}, {"crop_scale": 0.5}, {"patience": 2}, {"sampling": "single"},
+        {"fit": "pad"}, {"decoder": "pyav"}, {"precision": "fp32"}, {"seed": 1},
+    ]  # fmt: skip
+    assert {next(iter(change)) for change in changes} == set(base.to_json()), "a field is missing from this test"
+    prints = {base.replace(**change).fingerprint() for change in changes} | {base.fingerprint()}
+    assert len(prints) == len(changes) + 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("strategy", "magic", "strategy='magic' is not known; use one of scratch, linear"),
+        ("epochs", 0, "epochs=0 must be at least 1"),
+        ("lr", -1.0, "lr=-1.0 must lie between 0 and 10"),
+        ("warmup", 1.5, "warmup=1.5 must lie between 0 and 1"),
+        ("precision", "fp8", "precision='fp8' is not one of"),
+        ("sampling", "random", "sampling='random' must be uniform or single"),
+        ("patience", -1, "patience=-1"),
+    ],
+)
+def test_setup_says_what_is_wrong(field: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        Setup(**{field: value})
+
+
+def test_setup_from_json_names_an_unknown_field() -> None:
+    with pytest.raises(ValueError, match=r"unknown setup field\(s\) \['learning_rate'\]"):
+        Setup.from_json({"learning_rate": 1.0})
+
+
+def test_setup_rates_are_the_strategys_unless_given() -> None:
+    assert Setup(strategy="linear").rates[0] == 0.0
+    assert Setup(strategy="full", lr=1e-5).rates[0] == 1e-5
+    assert Setup(strategy="full", lr=1e-5).rates[1] == Setup(strategy="full").rates[1]

@@ -1,0 +1,1 @@
+"""runs -> tables (pandas) and maps (arrays)."""

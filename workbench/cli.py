@@ -1,0 +1,265 @@
+"""The verbs from a shell: ``workbench --help``."""
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench import __version__
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    """How to open clips; see ``workbench.open_clips``."""
+    parser.add_argument("source", help="playground, a folder with one sub-folder per class, a CSV or Parquet file")
+    parser.add_argument("--task", help="name of the task (folder) or of the one task to use")
+    parser.add_argument("--label-column", action="append", help="label column of a CSV; may be given several times")
+    parser.add_argument("--path-column", help="column of a CSV with the files (default: path)")
+    parser.add_argument("--group-column", help="column that names what must stay on one side of a split")
+    parser.add_argument("--groups", help="CSV with path and group columns (default: groups.csv in the folder)")
+    parser.add_argument("--exclude", action="append", default=[], help="class to leave out; may be given several times")
+    parser.add_argument("--root", help="folder that the paths of a CSV are relative to (default: its own)")
+    parser.add_argument("--split-seed", type=int, help="seed of the split, where the source brings none (default: 0)")
+    parser.add_argument("--horizontal-flip", action="store_true", help="mirroring a clip keeps its labels true")
+    parser.add_argument("--allow-outside-root", action="store_true", help="let paths in a CSV leave its folder")
+
+
+def _open(args: argparse.Namespace) -> Any:
+    from workbench.data.layouts import open_clips
+
+    names = {
+        "task": "task", "label_column": "label_column", "path_column": "path_column", "group_column": "group_column",
+        "groups": "groups", "exclude": "exclude", "root": "root", "split_seed": "seed",
+        "horizontal_flip": "horizontal_flip", "allow_outside_root": "allow_outside_root",
+    }  # fmt: skip
+    given = {
+        theirs: getattr(args, ours) for ours, theirs in names.items() if getattr(args, ours) not in (None, [], False)
+    }
+    return open_clips(args.source, **given)
+
+
+def _add_setup(parser: argparse.ArgumentParser) -> None:
+    """Fields of ``workbench.Setup``; what is not given keeps its default."""
+    for name, kind in (
+        ("backbone", str), ("epochs", int), ("batch-size", int), ("lr", float), ("head-lr", float),
+        ("weight-decay", float), ("patience", int), ("crop-scale", float), ("seed", int), ("sampling", str),
+        ("fit", str), ("decoder", str), ("precision", str), ("accumulation", int), ("label-smoothing", float),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=kind)
+    parser.add_argument("--no-augment", action="store_true", help="train on the clips as they are")
+    parser.add_argument("--runs", default="runs", help="folder for run folders (default: runs)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode")
+
+
+def _setup_fields(args: argparse.Namespace) -> dict[str, Any]:
+    from dataclasses import fields
+
+    from workbench.training.setup import Setup
+
+    given = {
+        f.name: getattr(args, f.name, None) for f in fields(Setup) if f.name not in ("strategy", "tasks", "augment")
+    }
+    return {name: value for name, value in given.items() if value is not None} | (
+        {"augment": False} if args.no_augment else {}
+    )
+
+
+def _train(args: argparse.Namespace) -> int:
+    from workbench.analysis.evaluate import evaluate
+    from workbench.training.finetune import fine_tune
+    from workbench.training.setup import Setup
+
+    table = _open(args)
+    print(table)
+    run = fine_tune(
+        Setup(strategy=args.strategy, **_setup_fields(args)),
+        table,
+        runs_dir=args.runs,
+        device=args.device,
+        workers=args.workers,
+    )
+    print(run)
+    split = "test" if run.record["data"]["clips"]["test"] else "val"
+    print(evaluate(run, split=split).drop(columns="protocol").to_string(index=False))
+    _say_quarantine(run)
+    print(f"run folder: {run.folder}")
+    return 0
+
+
+def _say_quarantine(run: Any) -> None:
+    for row in run.record["data"]["quarantine"]:
+        print(f"quarantined {row['path']}: {row['reason']}")
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from workbench.analysis.compare import compare
+    from workbench.training.sweep import sweep
+
+    table = _open(args)
+    print(table)
+    runs = sweep(
+        table,
+        args.strategies.split(","),
+        runs_dir=args.runs,
+        device=args.device,
+        workers=args.workers,
+        **_setup_fields(args),
+    )
+    print(compare(runs))
+    _say_quarantine(next(iter(runs.values())))
+    for run in runs.values():
+        print(f"run folder: {run.folder}")
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from workbench.analysis.compare import compare
+    from workbench.training.runs import load_run
+
+    runs = [load_run(folder) for folder in args.run]
+    names = [run.name for run in runs]
+    named = {r.name if names.count(r.name) == 1 else r.folder.name: r for r in runs}
+    print(compare(named, split=args.split, reference=args.reference))
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from workbench.training.predict import predict
+    from workbench.training.runs import load_run
+
+    table = predict(load_run(args.run), args.file, device=args.device, workers=args.workers)
+    if args.csv:
+        table.to_csv(args.csv, index=False)
+        print(f"wrote {args.csv}")
+    else:
+        print(table.to_string(index=False))
+    return 1 if (table.reason != "").any() else 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    table = _open(args)
+    print(table)
+    for task in table.tasks:
+        counts = table.frame.groupby("split")[task.name]
+        print(f"\n{task.name}:")
+        print((counts.describe() if task.kind == "regression" else counts.value_counts().unstack(0)).to_string())
+    if args.save:
+        print(f"\nsaved to {table.save(args.save)}")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    report = _open(args).doctor(workers=args.workers, time_limit_seconds=args.time_limit)
+    print(report)
+    if args.json:
+        Path(args.json).write_text(json.dumps(report.files.to_dict("records"), indent=1), encoding="utf-8")
+    return 1 if (report.files.verdict == "quarantined").any() else 0
+
+
+def _pretrain(args: argparse.Namespace) -> int:
+    from workbench.training.pretrain import PretrainSetup, pretrain
+
+    changes = {name: getattr(args, name) for name in ("steps", "batch_size", "seed") if getattr(args, name) is not None}
+    print(pretrain(args.folder, PretrainSetup(**changes), device=args.device))
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from workbench.demo import demo
+
+    demo(
+        report=args.report,
+        runs_dir=args.runs,
+        clips=args.clips,
+        epochs=args.epochs,
+        device=args.device,
+        workers=args.workers,
+    )
+    return 0
+
+
+def _lab(args: argparse.Namespace) -> int:
+    return subprocess.call([sys.executable, "-m", "jupyter", "lab", args.folder])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="workbench", description="Which way of transferring a pretrained video transformer to your clips works?"
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = verb("demo", _demo, "the whole way once on generated clips, ending in an HTML report")
+    sub.add_argument("--report", default="reports/quickstart.html")
+    sub.add_argument("--runs", default="runs")
+    sub.add_argument("--clips", type=int, default=600, help="size of the playground (a multiple of 4)")
+    sub.add_argument("--epochs", type=int, default=12)
+    sub.add_argument("--device", default="auto")
+    sub.add_argument("--workers", type=int, default=2)
+    sub = verb("lab", _lab, "open the notebooks in JupyterLab")
+    sub.add_argument("folder", nargs="?", default="notebooks")
+    sub = verb("data", _data, "open clips, say what is there, save the table")
+    _add_source(sub)
+    sub.add_argument("--save", help="folder to save the table in")
+    sub = verb("doctor", _doctor, "decode every file in child processes; exit code 1 when one is quarantined")
+    _add_source(sub)
+    sub.add_argument("--json", help="write one object per file (path, verdict, reason)")
+    sub.add_argument("--workers", type=int, default=2)
+    sub.add_argument("--time-limit", type=float, default=60.0, help="seconds per file")
+    sub = verb("train", _train, "fine-tune one setup; an interrupted run goes on, a finished one is read")
+    _add_source(sub)
+    sub.add_argument("--strategy", default="full", help="scratch, linear, attentive or full (default)")
+    _add_setup(sub)
+    sub = verb("sweep", _sweep, "fine-tune several strategies on the same clips and compare them")
+    _add_source(sub)
+    sub.add_argument("--strategies", default="scratch,linear,full")
+    _add_setup(sub)
+    sub = verb("compare", _compare, "compare finished runs, with intervals")
+    sub.add_argument("run", nargs="+", help="run folders")
+    sub.add_argument("--split", default="test")
+    sub.add_argument("--reference", help="name of the run that the others are compared with (default: the first)")
+    sub = verb("predict", _predict, "what a run says of video files; exit code 1 when one cannot be read")
+    sub.add_argument("run", help="run folder")
+    sub.add_argument("file", nargs="+")
+    sub.add_argument("--csv", help="write the table there instead of printing it")
+    sub.add_argument("--device", default="auto")
+    sub.add_argument("--workers", type=int, default=2)
+    sub = verb("pretrain", _pretrain, "pretrain the embedded checkpoint on procedural video (resumable)")
+    sub.add_argument("folder", help="working folder; its checkpoint/ is the result")
+    sub.add_argument("--steps", type=int)
+    sub.add_argument("--batch-size", type=int)
+    sub.add_argument("--seed", type=int)
+    sub.add_argument("--device", default="auto")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; an error of the user's making is one line on stderr and exit code 2."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "matplotlib", "accelerate"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return int(args.run(args))
+    except (ValueError, OSError, FloatingPointError) as error:
+        if args.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""files on disk -> uint8 clips (B, T, H, W, C) with labels."""

@@ -1,0 +1,287 @@
+"""The table that travels: one row per clip, one column per task."""
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from workbench.data.doctor import DoctorReport
+
+KINDS = ("multiclass", "binary", "regression")
+SPLITS = ("train", "val", "test")
+REQUIRED = ("clip_id", "path", "start_seconds", "end_seconds", "split", "group")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to predict per clip.
+
+    ``multiclass`` needs ``classes`` (their order is the order of the logits); ``binary`` is 0 or 1 with an optional
+    pair of names (negative, positive); ``regression`` is a number. A missing label is NaN and is masked everywhere.
+    """
+
+    name: str
+    kind: str
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(str(c) for c in self.classes))
+        if self.kind not in KINDS:
+            raise ValueError(f"task {self.name!r}: kind={self.kind!r} is not one of {', '.join(KINDS)}")
+        if self.name in REQUIRED:
+            raise ValueError(f"task name {self.name!r} is taken by a column of the clip table; rename the label column")
+        if self.kind == "multiclass" and len(self.classes) < 2:
+            raise ValueError(f"task {self.name!r} has {len(self.classes)} class(es); multiclass needs at least 2")
+        if self.kind == "binary" and len(self.classes) not in (0, 2):
+            raise ValueError(f"task {self.name!r}: binary takes no classes or (negative, positive), not {self.classes}")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"task {self.name!r} names a class twice: {self.classes}")
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of this task's head: K for multiclass, else 1."""
+        return len(self.classes) if self.kind == "multiclass" else 1
+
+    def encode(self, labels: pd.Series) -> np.ndarray:
+        """Labels as float64 (n,): class index, 0/1 or value; NaN where missing. Raises on a label it does not know."""
+        if self.kind == "regression":
+            return pd.to_numeric(labels, errors="raise").to_numpy(float)
+        if self.kind == "binary" and pd.api.types.is_numeric_dtype(labels):
+            values = labels.to_numpy(float)
+            odd = sorted(set(values[~np.isnan(values)]) - {0.0, 1.0})
+            if odd:
+                raise ValueError(f"task {self.name!r} is binary but has the label(s) {odd[:5]}; use 0, 1 or missing")
+            return values
+        index = {name: float(i) for i, name in enumerate(self.classes)}
+        known = labels.dropna().astype(str)
+        odd_names = sorted(set(known) - set(index))
+        if odd_names:
+            raise ValueError(f"task {self.name!r} has the unknown label(s) {odd_names[:5]}; it knows {self.classes}")
+        return labels.map(lambda x: np.nan if pd.isna(x) else index[str(x)]).to_numpy(float)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "kind": self.kind, "classes": list(self.classes)}
+
+    @staticmethod
+    def from_json(record: dict[str, Any]) -> "Task":
+        return Task(record["name"], record["kind"], tuple(record.get("classes", ())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What a person must know of a data set before training on it; ``dataset.toml`` beside the table."""
+
+    name: str
+    licence: str = "unknown"
+    source: str = ""
+    horizontal_flip: bool = False
+    """Whether mirroring a clip keeps every label true. False by default: a flip turns "left" into "right"."""
+
+
+def _relative(root: Path, folder: Path) -> str:
+    """``root`` seen from ``folder``, ``/`` separated; absolute where they share no drive."""
+    try:
+        return Path(os.path.relpath(root, folder)).as_posix()
+    except ValueError:
+        return root.resolve().as_posix()
+
+
+def _leaves_root(path: str) -> bool:
+    """Whether a relative path could point outside its root, on Windows too (``..\\x``, ``C:x``, ``//host/x``)."""
+    pure = PureWindowsPath(path)  # takes both / and \\ for separators
+    return bool(pure.drive or pure.root or ".." in pure.parts)
+
+
+class ClipTable:
+    """Clips with labels: a pandas ``frame`` (one row per clip), its ``tasks`` and where its files are.
+
+    Columns of ``frame``: ``clip_id`` (unique), ``path`` (relative to ``root``, ``/`` separated), ``start_seconds`` and
+    ``end_seconds`` (NaN: the whole file), ``split`` (``train``, ``val``, ``test``), ``group`` (what must stay on one
+    side of a split: source video, camera, person), one column per task, and free metadata columns.
+    ``quarantine`` lists what was taken out and why (``clip_id, path, reason``); it is counted in every report.
+    """
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        tasks: Iterable[Task],
+        *,
+        root: str | Path = ".",
+        info: DatasetInfo | None = None,
+        quarantine: pd.DataFrame | None = None,
+        allow_outside_root: bool = False,
+    ) -> None:
+        self.frame = frame.reset_index(drop=True)
+        self.tasks = tuple(tasks)
+        self.root = Path(root)
+        self.info = info or DatasetInfo(name=self.root.resolve().name or "clips")
+        self.quarantine = quarantine if quarantine is not None else pd.DataFrame(columns=["clip_id", "path", "reason"])
+        self.allow_outside_root = allow_outside_root
+        self._check()
+
+    def _check(self) -> None:
+        missing = [c for c in (*REQUIRED, *(t.name for t in self.tasks)) if c not in self.frame.columns]
+        if missing:
+            raise ValueError(f"the clip table lacks the column(s) {missing}; it has {list(self.frame.columns)}")
+        twice = self.frame.clip_id[self.frame.clip_id.duplicated()].unique()
+        if len(twice):
+            raise ValueError(f"clip_id must be unique; given more than once: {list(twice[:5])}")
+        odd = sorted(set(self.frame.split.dropna()) - set(SPLITS))
+        if odd:
+            raise ValueError(f"split must be one of {SPLITS}; found {odd}")
+        if not self.allow_outside_root:
+            for path in self.frame.path:
+                if _leaves_root(str(path)):
+                    raise ValueError(
+                        f"path {path!r} leaves the table's root {str(self.root)!r}; "
+                        "pass allow_outside_root=True if that is meant"
+                    )
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{s} {int((self.frame.split == s).sum())}" for s in SPLITS)
+        tasks = ", ".join(f"{t.name} ({t.kind}{f', {t.num_outputs} classes' if t.classes else ''})" for t in self.tasks)
+        gone = f"; {len(self.quarantine)} quarantined" if len(self.quarantine) else ""
+        counts = f"{len(self)} clips ({splits}), {self.frame.group.nunique()} groups{gone}"
+        return f"ClipTable {self.info.name!r}: {counts}\n  tasks: {tasks}"
+
+    def __getitem__(self, rows: Any) -> "ClipTable":
+        """A sub-table by boolean mask, positions or slice."""
+        if isinstance(rows, slice):
+            return self._with(self.frame.iloc[rows])
+        rows = np.asarray(rows) if len(rows) else np.array([], int)
+        return self._with(self.frame[rows] if rows.dtype == bool else self.frame.iloc[rows])
+
+    def _with(self, frame: pd.DataFrame, **changes: Any) -> "ClipTable":
+        parts: dict[str, Any] = {
+            "tasks": self.tasks, "root": self.root, "info": self.info, "quarantine": self.quarantine,
+            "allow_outside_root": self.allow_outside_root,
+        }  # fmt: skip
+        return ClipTable(frame, **(parts | changes))
+
+    def split(self, name: str) -> "ClipTable":
+        """The clips of one split; a clear error where there are none."""
+        if name not in SPLITS:
+            raise ValueError(f"split={name!r} is not one of {SPLITS}")
+        return self._with(self.frame[self.frame.split == name])
+
+    @property
+    def train(self) -> "ClipTable":
+        return self.split("train")
+
+    @property
+    def val(self) -> "ClipTable":
+        return self.split("val")
+
+    @property
+    def test(self) -> "ClipTable":
+        return self.split("test")
+
+    def head(self, n: int = 5) -> "ClipTable":
+        return self._with(self.frame.head(n))
+
+    def task(self, name: str) -> Task:
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise ValueError(f"no task {name!r} in this table; it has {[t.name for t in self.tasks]}")
+
+    def with_tasks(self, names: Iterable[str]) -> "ClipTable":
+        """The same clips with only these tasks, in this order."""
+        return self._with(self.frame, tasks=[self.task(n) for n in names])
+
+    def targets(self, task: str) -> np.ndarray:
+        """Encoded labels of one task: float64 (n,), NaN where missing."""
+        return self.task(task).encode(self.frame[task])
+
+    def files(self) -> list[Path]:
+        """Absolute-able paths of the rows, in order."""
+        return [self.root / p for p in self.frame.path]
+
+    def with_quarantine(self, bad: pd.DataFrame) -> "ClipTable":
+        """Take out the clips named in ``bad`` (``clip_id, path, reason``) and remember why."""
+        rows = bad[["clip_id", "path", "reason"]]
+        known = rows if self.quarantine.empty else pd.concat([self.quarantine, rows], ignore_index=True)
+        keep = self.frame[~self.frame.clip_id.isin(bad.clip_id)]
+        return self._with(keep, quarantine=known.drop_duplicates("clip_id").reset_index(drop=True))
+
+    def doctor(self, **options: Any) -> "DoctorReport":
+        """Decode every file in child processes and report; see :func:`workbench.data.doctor.examine`."""
+        from workbench.data.doctor import examine
+
+        return examine(self, **options)
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change when a clip, a label, a split or a group does."""
+        columns = [*REQUIRED, *(t.name for t in self.tasks)]
+        text = self.frame[columns].sort_values("clip_id").to_csv(index=False, float_format="%.9g")
+        tasks = repr([t.to_json() for t in self.tasks])
+        return hashlib.sha256((text + tasks).encode()).hexdigest()[:16]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``clips.parquet`` and ``dataset.toml`` into ``folder``.
+
+        Clips stay where they are; a ``root`` other than ``folder`` is noted relative to it.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.frame.to_parquet(folder / "clips.parquet", index=False)
+        self.quarantine.to_parquet(folder / "quarantine.parquet", index=False)
+        (folder / "dataset.toml").write_text(self._toml(_relative(self.root, folder)), encoding="utf-8")
+        return folder
+
+    def _toml(self, root: str) -> str:
+        def quote(text: str) -> str:
+            # TOML basic strings take JSON's escapes.
+            return json.dumps(text, ensure_ascii=False)
+
+        lines = [
+            f"name = {quote(self.info.name)}",
+            f"licence = {quote(self.info.licence)}",
+            f"source = {quote(self.info.source)}",
+            *([] if root == "." else [f"root = {quote(root)}"]),
+            "",
+            "[label_safe]",
+            f"horizontal_flip = {str(self.info.horizontal_flip).lower()}",
+        ]
+        for task in self.tasks:
+            classes = ", ".join(quote(c) for c in task.classes)
+            lines += [
+                "",
+                "[[tasks]]",
+                f"name = {quote(task.name)}",
+                f"kind = {quote(task.kind)}",
+                f"classes = [{classes}]",
+            ]
+        return "\n".join(lines) + "\n"
+
+    @staticmethod
+    def load(folder: str | Path, *, allow_outside_root: bool = False) -> "ClipTable":
+        """Read what :meth:`save` wrote; files are looked for under ``folder`` or the ``root`` its card names."""
+        folder = Path(folder)
+        card = tomllib.loads((folder / "dataset.toml").read_text(encoding="utf-8"))
+        info = DatasetInfo(
+            name=card["name"], licence=card["licence"], source=card["source"],
+            horizontal_flip=bool(card["label_safe"]["horizontal_flip"]),
+        )  # fmt: skip
+        return ClipTable(
+            pd.read_parquet(folder / "clips.parquet"),
+            [Task.from_json(t) for t in card.get("tasks", [])],
+            root=folder / card["root"] if "root" in card else folder,
+            info=info,
+            quarantine=pd.read_parquet(folder / "quarantine.parquet"),
+            allow_outside_root=allow_outside_root,
+        )
+
+    def renamed(self, name: str) -> "ClipTable":
+        return self._with(self.frame, info=replace(self.info, name=name))

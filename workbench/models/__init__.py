@@ -1,0 +1,1 @@
+"""a pretrained transformer -> tokens (B, N, D) -> one output per task."""

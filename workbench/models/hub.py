@@ -1,0 +1,85 @@
+"""Where a checkpoint lies and what its files say, for any model family; errors a person can act on."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import transformers.utils.logging as hf_logging
+from safetensors import SafetensorError
+from transformers.utils import cached_file
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+PACKAGED = ("nano",)
+PREPROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
+
+
+def locate(source: str) -> str:
+    """The folder or hub id to hand to transformers."""
+    accepted = f"accepted are {', '.join(map(repr, PACKAGED))}, a local folder with config.json, or a hub id owner/name"
+    if source in PACKAGED:
+        folder = CHECKPOINTS / source
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"the packaged checkpoint {source!r} is not in this installation ({folder})")
+        return str(folder)
+    if Path(source).is_dir():
+        if not (Path(source) / "config.json").is_file():
+            raise FileNotFoundError(f"folder {source!r} has no config.json, so it is no checkpoint; {accepted}")
+        return source
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
+        raise FileNotFoundError(f"no backbone {source!r}: it is no folder and no name known here; {accepted}")
+    return source
+
+
+def read_preprocessing(source: str, location: str) -> tuple[list[float], list[float], float]:
+    """Channel mean, standard deviation and scale that the checkpoint was trained with."""
+    for name in PREPROCESSOR_FILES:
+        with readable_errors(source):
+            found = cached_file(
+                location, name,
+                _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+            )  # fmt: skip
+        if found:
+            break
+    else:
+        raise FileNotFoundError(
+            f"{source} has no {' or '.join(PREPROCESSOR_FILES)}, so its mean and standard deviation are unknown; "
+            "put the file beside config.json (keys image_mean, image_std)"
+        )
+    record = json.loads(Path(found).read_text(encoding="utf-8"))
+    scale = float(record.get("rescale_factor", 1 / 255)) if record.get("do_rescale", True) else 1.0
+    if not record.get("do_normalize", True):
+        return [0.0] * 3, [1.0] * 3, scale
+    missing = [key for key in ("image_mean", "image_std") if key not in record]
+    if missing:
+        raise ValueError(f"{found} lacks {missing}; without them clips cannot be normalised as in pretraining")
+    return [float(v) for v in record["image_mean"]], [float(v) for v in record["image_std"]], scale
+
+
+@contextmanager
+def readable_errors(source: str) -> Iterator[None]:
+    """Turn the library's page-long error into a short OSError; the original stays attached as the cause."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        where = "folder" if Path(source).is_dir() else "hub id (this needs a network; no such local folder exists)"
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OSError(
+            f"cannot load backbone {source!r} as a {where}: {first.rstrip('.')}. "
+            "Accepted are 'nano', a local folder with config.json and model.safetensors, or a hub id owner/name"
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar and no report about the classifier that we drop; what matters is logged here."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()

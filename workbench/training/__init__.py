@@ -1,0 +1,1 @@
+"""a setup and clips -> a Run."""

@@ -1,0 +1,178 @@
+"""``fine_tune``: from a setup and a table of clips to a finished run folder."""
+
+import hashlib
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from workbench.data.layouts import open_clips
+from workbench.data.tables import ClipTable
+from workbench.models.backbones import Backbone
+from workbench.models.tml import TML
+from workbench.training.feed import Feed, feed
+from workbench.training.loop import Progress, Watcher, train
+from workbench.training.losses import Standard, standardisation
+from workbench.training.predict import outputs_of, pick_device, prediction_frame
+from workbench.training.runs import Run, build_model, environment, load_run, save_run
+from workbench.training.setup import Setup
+
+log = logging.getLogger(__name__)
+
+
+def fine_tune(
+    setup: Setup | str,
+    clips: ClipTable | str | Path,
+    *,
+    runs_dir: str | Path = "runs",
+    name: str | None = None,
+    device: str = "auto",
+    compile_model: bool = False,
+    workers: int = 2,
+    progress: bool = True,
+    watch: Watcher | None = None,
+) -> Run:
+    """Train one setup on a table's ``train`` split, choose the epoch on ``val``, predict ``val`` and ``test``.
+
+    ``setup`` may be just a strategy's name. The run goes to a folder in ``runs_dir`` named after table, setup and data;
+    called again with the same, it resumes what was interrupted and returns what is finished. ``device``: ``auto``,
+    ``cpu``, ``cuda``, ``mps``. ``compile_model`` runs the network through ``torch.compile``. ``watch`` is called with
+    the history (a DataFrame) after every epoch. Raises ValueError on a table without train or val clips or without
+    labels.
+    """
+    setup = Setup(strategy=setup) if isinstance(setup, str) else setup
+    table = clips if isinstance(clips, ClipTable) else open_clips(clips)
+    table = table.with_tasks(setup.tasks or [task.name for task in table.tasks])
+    _check_labels(table)
+    chosen = pick_device(device)
+    model = build_model(setup, table.tasks)
+    fingerprint = model.backbone.fingerprint()
+    label = name or setup_label(setup)
+    folder = Path(runs_dir) / _folder_name(label, setup, table, fingerprint)
+    if (folder / "run.json").exists():
+        log.info("%s is finished already; reading it", folder)
+        return load_run(folder)
+
+    began = time.monotonic()
+    data = feed(table, setup, model.backbone, workers=workers, progress=progress)
+    decode_seconds = time.monotonic() - began
+    standard = standardisation(data.train.table, table.tasks)
+    accelerator = make_accelerator(setup, chosen, compile_model=compile_model)
+    with torch.random.fork_rng(devices=[]):  # the loop seeds every step; the caller's own randomness stays as it was
+        state, best = train(
+            model, data, setup, accelerator, folder, standard,
+            flip=table.info.horizontal_flip, progress=progress, watch=watch,
+        )  # fmt: skip
+    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    model.load_state_dict(best, strict=False)
+    predictions = _predictions(model, data, standard)
+    record = _record(label, setup, table, data, model, state, standard, fingerprint, accelerator, decode_seconds)
+    run = save_run(folder, record, history=pd.DataFrame(state.history), predictions=predictions, weights=best)
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    return run
+
+
+def setup_label(setup: Setup) -> str:
+    """A short name that tells setups of one sweep apart."""
+    parts = [setup.strategy]
+    if setup.sampling == "single":
+        parts.append("single-frame")
+    if setup.seed:
+        parts.append(f"seed{setup.seed}")
+    return "-".join(parts)
+
+
+def _folder_name(label: str, setup: Setup, table: ClipTable, backbone: str) -> str:
+    """Readable, and different for another setup, table, labels or backbone weights."""
+    identity = f"{setup.fingerprint()} {table.fingerprint()} {backbone} {table.info.horizontal_flip}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{table.info.name}-{label}")
+    return f"{safe}-{digest}"
+
+
+def _check_labels(table: ClipTable) -> None:
+    if not table.tasks:
+        raise ValueError(f"{table.info.name!r} has no task to learn; name a label column when opening it")
+    for task in table.tasks:
+        if pd.isna(table.train.targets(task.name)).all():
+            raise ValueError(f"no train clip of {table.info.name!r} has a label for task {task.name!r}")
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself; where it is emulated, float32 is faster."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return device.type == "cpu" and bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
+
+
+def make_accelerator(setup: Setup, device: torch.device, *, compile_model: bool = False) -> Accelerator:
+    """Accelerate for this device and precision. Its state is process-wide and would keep an earlier run's, so reset
+    it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    bf16 = setup.precision == "bf16" or (setup.precision == "auto" and native_bf16(device))
+    return Accelerator(
+        mixed_precision="bf16" if bf16 else "no",
+        gradient_accumulation_steps=setup.accumulation,
+        cpu=device.type == "cpu",
+        dynamo_backend="inductor" if compile_model else None,
+    )
+
+
+def _predictions(model: TML, data: Feed, standard: Standard) -> pd.DataFrame:
+    parts = [p for p in (data.val, data.test) if p is not None]
+    frames = [prediction_frame(p.table, model.tasks, outputs_of(model, p.clips), standard) for p in parts]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _record(
+    label: str,
+    setup: Setup,
+    table: ClipTable,
+    data: Feed,
+    model: TML,
+    state: Progress,
+    standard: Standard,
+    backbone_fingerprint: str,
+    accelerator: Accelerator,
+    decode_seconds: float,
+) -> dict[str, Any]:
+    backbone: Backbone = model.backbone
+    counts = {"train": len(data.train), "val": len(data.val), "test": len(data.test) if data.test else 0}
+    quarantined = data.quarantined()
+    seconds = state.seconds
+    return {
+        "name": label,
+        "setup": setup.to_json(),
+        "protocol": data.protocol.to_json(),
+        "tasks": [task.to_json() for task in model.tasks],
+        "data": {
+            "name": table.info.name, "fingerprint": table.fingerprint(), "root": str(table.root.resolve()),
+            "clips": counts, "groups": int(table.frame.group.nunique()),
+            "quarantined": len(quarantined), "quarantine": quarantined,
+        },
+        "parameters": {
+            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "total": sum(p.numel() for p in model.parameters()),
+        },
+        "timings": {
+            "train_seconds": round(seconds, 3), "decode_seconds": round(decode_seconds, 3),
+            "clips_per_second": round(len(state.history) * counts["train"] / max(seconds, 1e-9), 3),
+        },
+        "best_epoch": state.best_epoch,
+        "best_val_score": state.best_score,
+        "backbone_fingerprint": backbone_fingerprint,
+        "device": {
+            "kind": accelerator.device.type, "precision": accelerator.mixed_precision,
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() if accelerator.device.type == "cuda" else None,
+        },
+        "environment": environment(),
+        "standardise": {name: list(pair) for name, pair in standard.items()},
+        "num_tokens": int(backbone.grid[0] * backbone.grid[1] * backbone.grid[2]),
+    }  # fmt: skip

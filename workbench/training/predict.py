@@ -1,0 +1,165 @@
+"""From clips to predictions with a trained model: the same numbers in training's last step, ``evaluate`` and
+``predict``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from workbench.data.cache import decode_table, reason_of
+from workbench.data.clips import read_clip
+from workbench.data.guard import run_guarded
+from workbench.data.tables import ClipTable, Task
+from workbench.models.tml import TML
+from workbench.training.losses import Standard, decide
+from workbench.training.runs import Run
+
+TIME_LIMIT_SECONDS = 60.0
+COLUMNS = ("clip_id", "path", "group", "split", "task", "target", "prediction", "probabilities")
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """``auto``: CUDA, else Apple's MPS, else CPU. Raises ValueError on a device this machine does not have."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    kind = device.split(":")[0]
+    if not available.get(kind, False):
+        raise ValueError(
+            f"device={device!r} is not available here; use one of {[n for n, t in available.items() if t]} or 'auto'"
+        )
+    return torch.device(device)
+
+
+@torch.inference_mode()
+def outputs_of(model: TML, clips: np.ndarray, *, batch_size: int = 32) -> dict[str, Tensor]:
+    """Logits of uint8 clips (n, T, H, W, C) in float32, on the CPU: {task: (n, K) or (n,)}. The model is put in eval
+    mode."""
+    model.eval()
+    device = model.backbone.device
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, len(clips), batch_size):
+        # np.array copies the batch out of the memory map (torch would warn of a read-only array).
+        batch = torch.from_numpy(np.array(clips[start : start + batch_size])).to(device)
+        parts.append({name: y.float().cpu() for name, y in model(model.backbone.prepare(batch)).items()})
+    return {task.name: torch.cat([part[task.name] for part in parts]) for task in model.tasks}
+
+
+def prediction_frame(
+    table: ClipTable, tasks: Sequence[Task], outputs: dict[str, Tensor], standard: Standard
+) -> pd.DataFrame:
+    """The prediction table: one row per clip and task. A task the table has no labels for gets NaN targets."""
+    known = {task.name for task in table.tasks}
+    parts = []
+    for task in tasks:
+        predicted, probabilities = decide(task, outputs[task.name], standard)
+        parts.append(pd.DataFrame({
+            "clip_id": table.frame.clip_id, "path": table.frame.path, "group": table.frame.group,
+            "split": table.frame.split, "task": task.name,
+            "target": table.targets(task.name) if task.name in known else np.nan,
+            "prediction": predicted, "probabilities": probabilities,
+        }))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)[list(COLUMNS)]
+
+
+def decode_for(run: Run, clips: ClipTable, *, workers: int = 2, progress: bool = True) -> tuple[np.ndarray, ClipTable]:
+    """Clips as the run's protocol wants them, uint8 (n, T, size, size, 3), and the table without what cannot be
+    decoded."""
+    p = run.protocol
+    decoded = decode_table(
+        clips, num_frames=p.num_frames, size_px=p.size_px, fit=p.fit, sampling=p.sampling, decoder=p.decoder,
+        workers=workers, progress=progress,
+    )  # fmt: skip
+    return decoded.clips, decoded.table
+
+
+def predict_table(
+    run: Run,
+    clips: ClipTable,
+    *,
+    split: str | None = None,
+    device: str = "auto",
+    workers: int = 2,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Predictions of ``run`` on a table, or one split of it, under the run's own protocol."""
+    frames, table = decode_for(run, clips if split is None else clips.split(split), workers=workers, progress=progress)
+    model = run.model(str(pick_device(device)))
+    return prediction_frame(table, run.tasks, outputs_of(model, frames), run.standard)
+
+
+def predict(
+    run: Run,
+    paths: str | Path | Sequence[str | Path],
+    *,
+    device: str = "auto",
+    workers: int = 2,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """What ``run`` says of video files: one row per file, in order.
+
+    Columns: ``path``; per multiclass task its class and ``<task>_probability``; per binary task its class (or 0/1)
+    and the probability of the positive; per regression its value; and ``reason``, empty or why the file could not be
+    read (its predictions are then missing). Files are decoded in child processes with a time limit. Raises
+    FileNotFoundError when a path is not there.
+    """
+    listed = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not listed:
+        raise ValueError("predict needs at least one path")
+    absent = [str(p) for p in listed if not Path(p).is_file()]
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise FileNotFoundError(f"no such file: {', '.join(absent[:3])}{more}")
+    model, p = run.model(str(pick_device(device))), run.protocol
+    items = [
+        {"path": str(path), "num_frames": p.num_frames, "size_px": p.size_px, "fit": p.fit, "sampling": p.sampling,
+         "decoder": p.decoder}
+        for path in listed
+    ]  # fmt: skip
+    outcomes = run_guarded(
+        read_clip, items, workers=min(workers, len(items)), time_limit_seconds=TIME_LIMIT_SECONDS,
+        progress="predicting" if progress else None,
+    )  # fmt: skip
+    rows: list[dict[str, object]] = []
+    waiting: list[np.ndarray] = []
+    places: list[int] = []
+
+    def flush() -> None:
+        if waiting:
+            for place, said in zip(places, _said(run, outputs_of(model, np.stack(waiting))), strict=True):
+                rows[place] |= said
+            waiting.clear()
+            places.clear()
+
+    for path, outcome in zip(listed, outcomes, strict=True):
+        bad = isinstance(outcome, Exception)
+        rows.append({"path": str(path), "reason": reason_of(outcome) if isinstance(outcome, Exception) else ""})
+        if not bad:
+            waiting.append(outcome)
+            places.append(len(rows) - 1)
+        if len(waiting) == 32:
+            flush()
+    flush()
+    return pd.DataFrame(rows, columns=["path", *_said_columns(run), "reason"])
+
+
+def _said_columns(run: Run) -> list[str]:
+    return [n for t in run.tasks for n in ([t.name] if t.kind == "regression" else [t.name, f"{t.name}_probability"])]
+
+
+def _said(run: Run, outputs: dict[str, Tensor]) -> list[dict[str, object]]:
+    """Per clip, the columns of :func:`predict` that the model fills."""
+    decided = {task.name: decide(task, outputs[task.name], run.standard) for task in run.tasks}
+    clips: list[dict[str, object]] = []
+    for i in range(len(next(iter(outputs.values())))):
+        row: dict[str, object] = {}
+        for task in run.tasks:
+            value, probabilities = decided[task.name][0][i], decided[task.name][1][i]
+            row[task.name] = task.classes[int(value)] if task.classes else float(value)
+            if task.kind != "regression":
+                row[f"{task.name}_probability"] = max(probabilities) if task.kind == "multiclass" else probabilities[1]
+        clips.append(row)
+    return clips

@@ -1,0 +1,145 @@
+"""A run is a folder; everything needed to read, compare, explain or use it again is in there, and none of it pickled.
+
+``run.json`` (setup, protocol, data, timings, environment), ``history.parquet``, ``predictions.parquet``,
+``weights.safetensors`` (only what trained), and ``checkpoint/`` while running. ``run.json`` is written last: a folder
+without it is a run that has not finished.
+"""
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from workbench.data.protocol import Protocol
+from workbench.data.tables import Task
+from workbench.models.backbones import load_backbone
+from workbench.models.strategies import apply_strategy, parse_strategy
+from workbench.models.tml import TML
+from workbench.training.losses import Standard
+from workbench.training.setup import Setup
+
+_PACKAGES = ("torch", "transformers", "accelerate", "numpy", "decord", "av")
+
+
+def environment() -> dict[str, str]:
+    """Versions that a number depends on."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def build_model(setup: Setup, tasks: tuple[Task, ...], *, pretrained: bool | None = None) -> TML:
+    """The model of a setup, before training: heads (and, from scratch, the backbone) drawn from ``setup.seed``."""
+    strategy = parse_strategy(setup.strategy)
+    wanted = strategy.pretrained if pretrained is None else pretrained
+    backbone = load_backbone(setup.backbone, weights="pretrained" if wanted else "random", seed=setup.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(setup.seed)
+        model = TML(backbone, tasks, head=strategy.head)
+    apply_strategy(model, strategy)
+    return model
+
+
+def trained_state(model: TML) -> dict[str, torch.Tensor]:
+    """What training changes: every parameter that requires a gradient, on the CPU."""
+    return {n: p.detach().cpu().contiguous().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+class Run:
+    """A finished run, read from its folder."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.record: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        self.name: str = self.record["name"]
+        self.setup = Setup.from_json(self.record["setup"])
+        self.protocol = Protocol(**self.record["protocol"])
+        self.tasks = tuple(Task.from_json(t) for t in self.record["tasks"])
+        self.standard: Standard = {name: (mean, std) for name, (mean, std) in self.record["standardise"].items()}
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch."""
+        return pd.read_parquet(self.folder / "history.parquet")
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """One row per clip (val and test) and task; see DESIGN: ``clip_id, path, group, split, task, target, ...``."""
+        return pd.read_parquet(self.folder / "predictions.parquet")
+
+    def model(self, device: str = "cpu") -> TML:
+        """The trained model in eval mode, float32.
+
+        Raises ValueError when the backbone it was trained on is no longer the same (a frozen backbone is not stored).
+        """
+        weights = load_file(self.folder / "weights.safetensors")
+        frozen = parse_strategy(self.setup.strategy).frozen
+        model = build_model(self.setup, self.tasks, pretrained=frozen)
+        if frozen and (now := model.backbone.fingerprint()) != self.record["backbone_fingerprint"]:
+            raise ValueError(
+                f"run {self.name!r} was trained on backbone {self.setup.backbone!r} with fingerprint "
+                f"{self.record['backbone_fingerprint']}, but that backbone is now {now}; train again or restore it"
+            )
+        wanted = {n for n, p in model.named_parameters() if p.requires_grad}
+        if wanted != set(weights):
+            odd = sorted(wanted ^ set(weights))
+            raise ValueError(f"weights of run {self.name!r} do not fit its setup; first differences: {odd[:3]}")
+        model.load_state_dict(weights, strict=False)
+        return model.to(device).eval()
+
+    def __repr__(self) -> str:
+        clips, last = self.record["data"]["clips"], self.history.iloc[-1]
+        best = f"best epoch {self.record['best_epoch']} of {int(last.epoch)}"
+        return (
+            f"Run {self.name!r}: {self.setup.strategy} from {self.setup.backbone}, {best}, "
+            f"{clips['train']} train / {clips['val']} val / {clips['test']} test clips, "
+            f"{self.record['parameters']['trainable']:,} trainable parameters, "
+            f"{self.record['timings']['train_seconds']:.0f} s"
+        )
+
+
+def load_run(folder: str | Path) -> Run:
+    """Open a finished run. Raises FileNotFoundError saying what is missing."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no run folder {str(folder)!r}")
+    if not (folder / "run.json").exists():
+        unfinished = (folder / "checkpoint").exists()
+        hint = "it has not finished; start the same fine_tune again to resume it" if unfinished else "it is no run"
+        raise FileNotFoundError(f"{str(folder)!r} has no run.json: {hint}")
+    return Run(folder)
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call ``write(temporary_path)``, then move the result to ``path`` in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def save_run(
+    folder: Path,
+    record: dict[str, Any],
+    *,
+    history: pd.DataFrame,
+    predictions: pd.DataFrame,
+    weights: dict[str, torch.Tensor],
+) -> Run:
+    """Write the files of a run, ``run.json`` last, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "history.parquet", lambda p: history.to_parquet(p, index=False))
+    write_atomically(folder / "predictions.parquet", lambda p: predictions.to_parquet(p, index=False))
+    write_atomically(folder / "weights.safetensors", lambda p: save_file(weights, p))
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    write_atomically(folder / "run.json", lambda p: p.write_text(text, encoding="utf-8"))
+    return Run(folder)

@@ -1,0 +1,95 @@
+"""A transfer setup: everything that decides what a run learns, in one frozen record."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from workbench.models.strategies import parse_strategy
+
+# Peak learning rates (backbone, heads) for AdamW at batch 16 on some hundreds of clips. Heads start from nothing and
+# take more than a pretrained backbone can bear; from random weights the two are alike.
+_RATES = {"scratch": (5e-4, 5e-4), "linear": (0.0, 5e-3), "attentive": (0.0, 1e-3), "full": (3e-4, 1e-3)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """One way of transferring a backbone to a table of clips. Checked when made; ``to_json`` and back is lossless."""
+
+    strategy: str = "full"
+    """``scratch`` (random weights), ``linear`` and ``attentive`` (frozen backbone, trained head), ``full``."""
+    backbone: str = "nano"
+    """``nano``, a local folder or a hub id."""
+    tasks: tuple[str, ...] = ()
+    """Names of the table's tasks to learn together; empty means all of them."""
+    epochs: int = 20
+    batch_size: int = 16
+    lr: float | None = None
+    """Peak rate of the backbone; None takes the strategy's default."""
+    head_lr: float | None = None
+    """Peak rate of the heads; None takes the strategy's default."""
+    weight_decay: float = 0.05
+    """On matrices; never on biases and norms."""
+    warmup: float = 0.1
+    """Share of all steps in which the rate rises linearly; then it falls along a cosine to zero."""
+    clip_norm: float = 1.0
+    accumulation: int = 1
+    """Batches per optimiser step."""
+    label_smoothing: float = 0.0
+    augment: bool = True
+    crop_scale: float = 0.6
+    """Smallest random crop, as a share of the frame's area."""
+    patience: int = 0
+    """Stop when the val score has not risen for this many epochs; 0 never stops early. The best epoch is kept."""
+    sampling: str = "uniform"
+    """``single`` shows one frame, repeated: what can be had without motion."""
+    fit: str = "crop"
+    decoder: str = "auto"
+    precision: str = "auto"
+    """``fp32``, ``bf16``, or ``auto``: bf16 where the device computes in it natively."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        parse_strategy(self.strategy)
+        for name in ("epochs", "batch_size", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, low, high in (
+            ("warmup", 0, 1), ("crop_scale", 0.05, 1), ("label_smoothing", 0, 0.99), ("weight_decay", 0, 10),
+            ("clip_norm", 1e-6, 1e6), ("lr", 0, 10), ("head_lr", 0, 10),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name}={value} must lie between {low} and {high}")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"precision={self.precision!r} is not one of auto, fp32, bf16")
+        if self.sampling not in ("uniform", "single") or self.fit not in ("crop", "pad", "stretch"):
+            raise ValueError(
+                f"sampling={self.sampling!r} must be uniform or single, fit={self.fit!r} crop, pad or stretch"
+            )
+        if self.patience < 0:
+            raise ValueError(f"patience={self.patience} must be 0 (never stop early) or more")
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Peak rates (backbone, heads)."""
+        backbone, heads = _RATES[parse_strategy(self.strategy).name]
+        return (backbone if self.lr is None else self.lr), (heads if self.head_lr is None else self.head_lr)
+
+    def replace(self, **changes: Any) -> "Setup":
+        return replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(record: dict[str, Any]) -> "Setup":
+        unknown = sorted(set(record) - {f.name for f in fields(Setup)})
+        if unknown:
+            raise ValueError(f"unknown setup field(s) {unknown}; a setup has {[f.name for f in fields(Setup)]}")
+        return Setup(**record)
+
+    def fingerprint(self) -> str:
+        """Eight hex digits that change when any field does."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,1 @@
+"""tables and maps -> figures and widgets; nothing is computed here."""

@@ -1,0 +1,62 @@
+"""What the dashboards share: a figure that updates in place, labelled controls, frozen sections."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ipywidgets
+import plotly.graph_objects as go
+
+from workbench.views.style import VIEW_CSS, Html, escape, max_width
+
+
+class FigureBox:
+    """A FigureWidget made once and refilled: a new widget would send plotly.js (5 MB) to the browser again."""
+
+    def __init__(self) -> None:
+        self.widget = go.FigureWidget()
+        # A dashboard's plots are read, not edited; the tool bar would cover their titles.
+        self.widget._config = self.widget._config | {"displayModeBar": False, "responsive": True}
+        self.box = ipywidgets.Box([self.widget], layout=ipywidgets.Layout(width="100%", display="block"))
+
+    def show(self, fig: go.Figure) -> None:
+        """Replace traces and layout by those of ``fig``."""
+        self.widget.data = ()
+        self.widget.layout = fig.layout
+        self.widget.add_traces(list(fig.data))
+        self.box.layout.max_width = f"{max_width(fig)}px" if max_width(fig) else "1000px"
+
+
+def dropdown(label: str, options: Sequence[Any], **settings: Any) -> ipywidgets.Dropdown:
+    """A dropdown whose label is never cut."""
+    return ipywidgets.Dropdown(
+        options=options,
+        description=label,
+        style={"description_width": "initial"},
+        layout=ipywidgets.Layout(width="auto", max_width="100%"),
+        **settings,
+    )
+
+
+def row(*children: ipywidgets.Widget) -> ipywidgets.HBox:
+    """Controls side by side that wrap on a narrow page."""
+    return ipywidgets.HBox(
+        children, layout=ipywidgets.Layout(flex_flow="row wrap", align_items="center", grid_gap="4px 16px")
+    )
+
+
+def heading(text: str) -> str:
+    """A small heading inside a view, as HTML."""
+    return f'<div style="font-weight:600;font-size:13px;margin-top:8px">{escape(text)}</div>'
+
+
+def note(text: str) -> str:
+    """A line of plain text under a view, as HTML."""
+    return f'<p class="wb-note">{escape(text)}</p>'
+
+
+def frozen(title: str, *parts: str) -> Html:
+    """One static section: nothing in it needs a kernel, a script or the network."""
+    return Html(
+        f'{VIEW_CSS}<section class="wb-frozen"><h4 style="margin:12px 0 4px">{escape(title)}</h4>'
+        f"{''.join(parts)}</section>"
+    )

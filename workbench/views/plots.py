@@ -1,0 +1,346 @@
+"""Plots of runs, comparisons and errors: plotly figures that read on light and dark pages; and a filmstrip."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import matplotlib.figure
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from workbench.views.players import heat_scale, overlay
+from workbench.views.style import GREY, GRID, OKABE_ITO, LineStyle, line_styles, plot_text, shorten
+
+NAME_LIMIT = 34
+TEXT_IN_CELLS = 25  # more classes than this and counts no longer fit into the cells of a confusion matrix
+
+
+def named_runs(runs: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
+    """Runs by name, whether they come as a mapping or as a list of runs with a ``.name``."""
+    if isinstance(runs, Mapping):
+        return {str(k): v for k, v in runs.items()}
+    named = {str(r.name): r for r in runs}
+    if len(named) != len(runs):
+        raise ValueError(f"two runs share a name: {[r.name for r in runs]}; pass a mapping with names of your own")
+    return named
+
+
+def _base(fig: go.Figure, height: int, **margin: int) -> go.Figure:
+    """The look all figures share: no background of their own, room made for labels."""
+    fig.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": GREY, "size": 13, "family": "system-ui, sans-serif"},
+        height=height,
+        margin={"l": 10, "r": 20, "t": 34, "b": 10} | margin,
+        hoverlabel={"align": "left", "namelength": -1},
+        hovermode="closest",
+    )
+    axis = {
+        "automargin": True,
+        "title_font_size": 13,
+        "gridcolor": GRID,
+        "linecolor": GRID,
+        "zeroline": False,
+        "ticks": "",
+        "showline": False,
+    }
+    fig.update_xaxes(axis)
+    fig.update_yaxes(axis)
+    fig.update_annotations(font={"size": 13})
+    return fig
+
+
+def learning_curves(
+    runs: Mapping[str, Any] | Sequence[Any], *, task: str | None = None, styles: Mapping[str, LineStyle] | None = None
+) -> go.Figure:
+    """Train loss and validation score by epoch, one line per run in its own colour; the best epoch is a larger dot.
+
+    ``task`` shows that task's own validation metric (``val_<task>``) where the history has it.
+    """
+    named = named_runs(runs)
+    styles = styles or line_styles(named)
+    fig = make_subplots(
+        rows=1,
+        cols=2,
+        horizontal_spacing=0.11,
+        subplot_titles=("train loss", plot_text(f"validation score{f', {task}' if task else ''}")),
+    )
+    for name, run in named.items():
+        history: pd.DataFrame = run.history
+        score = f"val_{task}" if task and f"val_{task}" in history else "val_score"
+        best = (getattr(run, "record", None) or {}).get("best_epoch")
+        for column, key in ((1, "train_loss"), (2, score)):
+            fig.add_scatter(
+                x=history["epoch"], y=history[key], row=1, col=column,
+                **_line(name, styles[name], legend=column == 1),
+                marker_size=[11 if column == 2 and e == best else 5 for e in history["epoch"]],
+                hovertemplate=f"{plot_text(name)}<br>epoch %{{x}}: %{{y:.3f}}<extra></extra>",
+            )  # fmt: skip
+    rows = -(-len(named) // max(1, 110 // (max((len(shorten(n, NAME_LIMIT)) for n in named), default=1) + 6)))
+    _base(fig, 300 + 21 * rows)
+    fig.update_layout(
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "y": 0,
+            "yref": "container",
+            "yanchor": "bottom",
+            "bgcolor": "rgba(0,0,0,0)",
+        }
+    )
+    if not named:
+        return _note(fig, "no runs")
+    fig.update_xaxes(title_text="epoch", title_standoff=6)
+    return fig
+
+
+def _line(name: str, style: LineStyle, *, legend: bool) -> dict[str, Any]:
+    return {
+        "mode": "lines+markers",
+        "name": plot_text(name, NAME_LIMIT),
+        "legendgroup": plot_text(name),
+        "showlegend": legend,
+        "line": {"color": style.colour, "dash": style.dash, "width": 2},
+        "marker": {"color": style.colour, "symbol": style.symbol, "line": {"width": 0}},
+    }
+
+
+def _note(fig: go.Figure, text: str) -> go.Figure:
+    fig.add_annotation(text=plot_text(text), x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
+    return fig
+
+
+def comparison_plot(
+    comparison: Any,
+    task: str | None = None,
+    *,
+    chance: Mapping[str, float] | None = None,
+    styles: Mapping[str, LineStyle] | None = None,
+) -> go.Figure:
+    """Main metric of each run as a dot with its 95 % interval, one panel per task; a dashed line marks ``chance``.
+
+    ``comparison.table`` has one row per run and task with ``run, task, metric, value, low, high`` (and ``n``).
+    """
+    return _dots(
+        comparison.table, task, ("value", "low", "high"), marks=chance or {}, mark_name="guessing", styles=styles
+    )
+
+
+def difference_plot(
+    comparison: Any, task: str | None = None, *, styles: Mapping[str, LineStyle] | None = None
+) -> go.Figure:
+    """Difference of each run to the reference with its paired 95 % interval; the line at 0 is "no difference".
+
+    Uses the columns ``difference, difference_low, difference_high, verdict`` of ``comparison.table``.
+    """
+    table: pd.DataFrame = comparison.table
+    styles = styles or line_styles(table["run"])
+    shown = table[table["difference"].notna()]
+    zero = {str(t): 0.0 for t in table["task"].unique()}
+    columns = ("difference", "difference_low", "difference_high")
+    return _dots(shown, task, columns, marks=zero, mark_name="no difference", styles=styles)
+
+
+def _dots(
+    table: pd.DataFrame,
+    task: str | None,
+    columns: tuple[str, str, str],
+    *,
+    marks: Mapping[str, float],
+    mark_name: str,
+    styles: Mapping[str, LineStyle] | None,
+) -> go.Figure:
+    styles = styles or line_styles(table["run"])
+    tasks = [str(t) for t in table["task"].unique()] if task is None else [task]
+    parts = [table[table["task"] == t] for t in tasks]
+    if task is not None and parts[0].empty and not table.empty:
+        raise ValueError(f"no task {task!r} in this comparison; it has {sorted(table['task'].unique())}")
+    rows = [max(1, len(p)) for p in parts] or [1]
+    height = 60 * len(rows) + 30 * sum(rows)
+    fig = make_subplots(
+        rows=len(rows),
+        cols=1,
+        row_heights=rows,
+        vertical_spacing=62 / max(height, 1) if len(rows) > 1 else 0,
+        subplot_titles=[_panel_title(p, t, mark_name, marks) for p, t in zip(parts, tasks, strict=True)],
+    )
+    _base(fig, height + 20)
+    fig.update_annotations(x=0, xanchor="left", font={"size": 13})
+    if table.empty:
+        return _note(fig, "nothing to compare")
+    for i, (part, name) in enumerate(zip(parts, tasks, strict=True), start=1):
+        _dot_panel(fig, i, part, columns, styles)
+        _fit_range(fig, i, part, columns, marks.get(name))
+        if name in marks:
+            fig.add_vline(x=marks[name], line={"color": GREY, "dash": "dash", "width": 1.5}, row=i, col=1)
+    return fig
+
+
+def _panel_title(part: pd.DataFrame, task: str, mark_name: str, marks: Mapping[str, float]) -> str:
+    if part.empty:
+        return plot_text(task)
+    first = part.iloc[0]
+    n = f", n = {int(first['n'])}" if "n" in part and pd.notna(first["n"]) else ""
+    mark = f"  (dashed: {mark_name})" if task in marks else ""
+    return plot_text(f"{shorten(task)}: {first['metric']}{n}{mark}")
+
+
+def _fit_range(fig: go.Figure, row: int, part: pd.DataFrame, columns: Sequence[str], mark: float | None) -> None:
+    """Room around the outermost interval and the marked value, so that neither lies on the edge."""
+    values = np.append(part[list(columns)].to_numpy(float).ravel(), np.nan if mark is None else mark)
+    if np.isfinite(values).any():
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        pad = 0.04 * (high - low) or 0.05
+        fig.update_xaxes(range=[low - pad, high + pad], row=row, col=1)
+
+
+def _dot_panel(
+    fig: go.Figure, row: int, part: pd.DataFrame, columns: tuple[str, str, str], styles: Mapping[str, LineStyle]
+) -> None:
+    middle, low, high = columns
+    for y, (_, line) in enumerate(part.iterrows()):
+        style = styles[str(line["run"])]
+        verdict = f"<br>{plot_text(line['verdict'])}" if middle == "difference" and line.get("verdict") else ""
+        fig.add_scatter(
+            x=[line[middle]],
+            y=[y],
+            row=row,
+            col=1,
+            mode="markers",
+            name=plot_text(line["run"], NAME_LIMIT),
+            showlegend=False,
+            marker={"color": style.colour, "size": 11, "symbol": style.symbol},
+            error_x={
+                "type": "data", "symmetric": False, "color": style.colour, "thickness": 2, "width": 5,
+                "array": [line[high] - line[middle]], "arrayminus": [line[middle] - line[low]],
+            },
+            hovertemplate=f"{plot_text(line['run'])}<br>{plot_text(line['metric'])} {line[middle]:.3f}"
+            f" [{line[low]:.3f}, {line[high]:.3f}]{verdict}<extra></extra>",
+        )  # fmt: skip
+    # Positions instead of category names: two long names that shorten to the same text stay two rows.
+    fig.update_yaxes(
+        row=row,
+        col=1,
+        tickvals=list(range(len(part))),
+        ticktext=[plot_text(n, NAME_LIMIT) + "  " for n in part["run"]],
+        range=[len(part) - 0.4, -0.6],
+        showgrid=False,
+    )
+
+
+def confusion_plot(errors: Any, *, title: str = "") -> go.Figure:
+    """Counts per true (rows) and predicted class (columns); the colour is the share of the true class.
+
+    ``errors.confusion`` is a square frame of counts with classes as index and columns. Empty cells are left blank.
+    """
+    counts: pd.DataFrame = errors.confusion
+    classes = [str(c) for c in counts.index]
+    values = counts.to_numpy(float)
+    fig = go.Figure()
+    if not len(classes):
+        return _note(_base(fig, 200), "nothing to confuse: this task has no classes")
+    share = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
+    legend = {"text": "share of<br>true class", "font": {"size": 12}}
+    few = len(classes) <= TEXT_IN_CELLS
+    labels = [plot_text(c, 24) for c in classes]
+    places = list(range(len(classes)))
+    hover = [
+        [f"{int(values[t, p])} clip(s)<br>truth: {plot_text(classes[t])}<br>predicted: {plot_text(classes[p])}"
+         for p in places] for t in places
+    ]  # fmt: skip
+    fig.add_heatmap(
+        z=np.where(values > 0, share, np.nan),
+        x=places,
+        y=places,
+        text=[[f"{int(v)}" if few and v else "" for v in row] for row in values],
+        texttemplate="%{text}",
+        hovertext=hover,
+        hoverinfo="text",
+        colorscale="Blues",
+        zmin=0,
+        zmax=1,
+        xgap=1,
+        ygap=1,
+        colorbar={"title": legend, "thickness": 12, "len": 0.8, "outlinewidth": 0},
+    )
+    size = int(np.clip(150 + 30 * len(classes), 300, 760))
+    _base(fig, size, r=10, t=50 if title else 10)
+    fig.update_layout(meta={"max_width": int(np.clip(300 + 60 * len(classes), 520, 900))})
+    # With many classes every tick would overlap its neighbour; hovering a cell still names both.
+    step = max(1, len(classes) // 30)
+    ticks: dict[str, Any] = {"tickvals": places[::step], "ticktext": labels[::step], "showgrid": False}
+    crowded = sum(len(t) + 2 for t in ticks["ticktext"]) > 60
+    fig.update_xaxes(title_text="predicted", tickangle=-45 if crowded else 0, **ticks)
+    fig.update_yaxes(title_text="truth", autorange="reversed", **ticks)
+    if title:
+        fig.update_layout(title={"text": plot_text(title, 80), "font": {"size": 14}, "x": 0, "xref": "paper"})
+    return fig
+
+
+def residual_plot(errors: Any) -> go.Figure:
+    """Predicted against true value of every clip of a regression task; on the diagonal a prediction is exact."""
+    rows: pd.DataFrame = errors.mistakes
+    fig = go.Figure()
+    _base(fig, 380, t=10)
+    fig.update_layout(meta={"max_width": 640})
+    if rows.empty:
+        return _note(fig, "no clips")
+    ends = [float(f(f(rows["truth"]), f(rows["predicted"]))) for f in (min, max)]
+    fig.add_scatter(
+        x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dash", "width": 1.5}, marker_color=GREY,
+        showlegend=False, hoverinfo="skip",
+    )  # fmt: skip
+    fig.add_scatter(
+        x=rows["truth"],
+        y=rows["predicted"],
+        mode="markers",
+        marker={"color": OKABE_ITO[0], "size": 8, "opacity": 0.6, "symbol": "circle"},
+        showlegend=False,
+        text=[plot_text(c, 60) for c in rows["clip_id"]],
+        hovertemplate="%{text}<br>truth %{x:.3f}, predicted %{y:.3f}<extra></extra>",
+    )
+    fig.update_xaxes(title_text="truth")
+    fig.update_yaxes(title_text="predicted")
+    return fig
+
+
+def heat_curve(heats: Mapping[str, np.ndarray]) -> go.Figure:
+    """Mean absolute heat of each frame, one line per name; ``heats`` are float ``(T, H, W)`` per frame."""
+    fig = go.Figure()
+    styles = line_styles(heats)
+    for name, heat in heats.items():
+        fig.add_scatter(
+            x=list(range(len(heat))), y=np.abs(heat).mean(axis=(1, 2)),
+            **_line(name, styles[name], legend=len(heats) > 1),
+            hovertemplate=f"{plot_text(name)}<br>frame %{{x}}: %{{y:.3g}}<extra></extra>",
+        )  # fmt: skip
+    _base(fig, 190, t=10)
+    fig.update_xaxes(title_text="frame", title_standoff=4)
+    fig.update_yaxes(title_text="mean |heat|", rangemode="tozero", nticks=5)
+    return fig
+
+
+def filmstrip(
+    frames: np.ndarray, heat: np.ndarray | None = None, *, signed: bool = False, columns: int = 8, opacity: float = 0.7
+) -> matplotlib.figure.Figure:
+    """``columns`` frames spread over a clip uint8 ``(T, H, W, 3)``; with ``heat`` (T, H, W) a tinted row below."""
+    rows = [frames]
+    if heat is not None:
+        rows.append(overlay(frames, heat, signed=signed, opacity=opacity, scale=heat_scale([heat], signed=signed)))
+    picks = np.unique(((np.arange(columns) + 0.5) * len(frames) / columns).astype(int))
+    ratio = frames.shape[1] / frames.shape[2]
+    figure = matplotlib.figure.Figure(figsize=(1.4 * len(picks), (1.4 * ratio + 0.1) * len(rows) + 0.25), dpi=100)
+    axes = figure.subplots(len(rows), len(picks), squeeze=False)
+    for r, row in enumerate(rows):
+        for c, t in enumerate(picks):
+            axes[r, c].imshow(row[t])
+            axes[r, c].set_axis_off()
+            if r == 0:
+                axes[r, c].set_title(f"frame {t}", fontsize=9, color=GREY)
+    figure.patch.set_alpha(0)
+    figure.subplots_adjust(0, 0, 1, 1 - 0.25 / figure.get_figheight(), 0.03, 0.03)
+    return figure

@@ -1,0 +1,130 @@
+"""A plotly figure of ours as inline SVG: no kernel, no script, no network, and in the page's own text colour."""
+
+import html
+import io
+import re
+from typing import Any
+
+import matplotlib
+import matplotlib.axes
+import matplotlib.figure
+import numpy as np
+import plotly.graph_objects as go
+
+from workbench.views.style import Html, max_width
+
+_INK = "#010203"  # drawn in this colour, then replaced by currentColor
+_DASH = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+_SYMBOL = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^"}
+_SETTINGS: Any = {
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "text.parse_math": False,
+    "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.edgecolor": _INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.spines.bottom": False,
+    "axes.linewidth": 0.6, "xtick.major.size": 0, "ytick.major.size": 0, "svg.hashsalt": "workbench",
+    "grid.color": "#808080", "grid.alpha": 0.3, "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.facecolor": "none",
+}  # fmt: skip
+WIDTH_INCHES = 8.2
+
+
+def still(fig: go.Figure, *, label: str = "plot") -> Html:
+    """Draw ``fig`` (lines, dots with error bars, heat maps, straight lines, notes: what plots.py makes) as SVG.
+
+    Raises ValueError for a kind of trace it does not know.
+    """
+    with matplotlib.rc_context(_SETTINGS):
+        height = (fig.layout.height or 300) / 100
+        width = min(WIDTH_INCHES, (max_width(fig) or 1000) / 100)
+        figure = matplotlib.figure.Figure(figsize=(width, height))
+        axes = {key: _axes(figure, fig, key) for key in _panels(fig)}
+        for trace in fig.data:
+            _draw(axes[(trace.xaxis or "x", trace.yaxis or "y")], trace)
+        for (x, y), ax in axes.items():
+            _dress(ax, fig, x, y)
+        _words(figure, fig, next(iter(axes.values())) if axes else None)
+        target = io.StringIO()
+        figure.patch.set_alpha(0)
+        figure.savefig(target, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
+    svg = target.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    title = html.escape(label)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{title}" style="max-width:100%;height:auto" ', 1)
+    return Html(f'<div class="wb-plot">{svg}</div>')
+
+
+def _plain(text: Any) -> str:
+    """Plotly's text (entities, line breaks) as plain text; matplotlib escapes it again for SVG."""
+    return html.unescape(re.sub(r"<br\s*/?>", "\n", str(text or "")))
+
+
+def _panels(fig: go.Figure) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((t.xaxis or "x", t.yaxis or "y") for t in fig.data))
+
+
+def _axis(fig: go.Figure, name: str) -> Any:
+    return fig.layout[f"{name[0]}axis{name[1:]}"]
+
+
+def _axes(figure: matplotlib.figure.Figure, fig: go.Figure, key: tuple[str, str]) -> matplotlib.axes.Axes:
+    (left, right), (bottom, top) = ((_axis(fig, k).domain or (0, 1)) for k in key)
+    return figure.add_axes((left, bottom, right - left, top - bottom))
+
+
+def _draw(ax: matplotlib.axes.Axes, trace: Any) -> None:
+    if trace.type == "heatmap":
+        _draw_heatmap(ax, trace)
+        return
+    if trace.type != "scatter":
+        raise ValueError(f"still() draws scatter and heatmap traces, not {trace.type!r}; add it in views/still.py")
+    colour, name = trace.marker.color, _plain(trace.name) if trace.showlegend else None
+    x, y = np.asarray(trace.x, float), np.asarray(trace.y, float)
+    marker = _SYMBOL.get(trace.marker.symbol, "o")
+    if "lines" in trace.mode:
+        ax.plot(x, y, _DASH[trace.line.dash or "solid"], color=colour, lw=1.6, marker=marker, ms=3.5, label=name)
+        return
+    error = None
+    if trace.error_x.array is not None:
+        bars = np.array([trace.error_x.arrayminus, trace.error_x.array], float)
+        error = np.nan_to_num(np.maximum(bars, 0))
+    ax.errorbar(x, y, xerr=error, fmt=marker, color=colour, ms=7, lw=1.8, capsize=3, label=name)
+
+
+def _draw_heatmap(ax: matplotlib.axes.Axes, trace: Any) -> None:
+    values = np.asarray(trace.z, float)
+    ax.imshow(values, cmap="Blues", vmin=trace.zmin, vmax=trace.zmax, aspect="auto", interpolation="nearest")
+    for r, row in enumerate(trace.text if trace.text is not None else []):
+        for c, text in enumerate(row):
+            if text:
+                ax.text(c, r, str(text), ha="center", va="center", color="#ffffff" if values[r, c] > 0.5 else "#111111")
+
+
+def _dress(ax: matplotlib.axes.Axes, fig: go.Figure, x: str, y: str) -> None:
+    for name, axis, limits in ((x, ax.xaxis, ax.set_xlim), (y, ax.yaxis, ax.set_ylim)):
+        layout = _axis(fig, name)
+        axis.set_label_text(_plain(layout.title.text))
+        axis.grid(layout.showgrid is not False)
+        if layout.tickvals is not None:
+            turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if layout.tickangle else {}
+            axis.set_ticks(list(layout.tickvals), [_plain(t).strip() for t in layout.ticktext], **turned)
+        if layout.range:
+            limits(*layout.range)
+        if layout.rangemode == "tozero":
+            limits(0, None)
+    for shape in fig.layout.shapes:
+        if shape.type == "line" and shape.xref == x and shape.x0 == shape.x1:
+            ax.axvline(shape.x0, color="#777777", ls="--", lw=1.2)
+    if fig.data[0].type == "heatmap":
+        ax.grid(False)
+
+
+def _words(figure: matplotlib.figure.Figure, fig: go.Figure, first: matplotlib.axes.Axes | None) -> None:
+    for note in fig.layout.annotations:
+        side = {"left": "left", "center": "center", "right": "right"}.get(note.xanchor or "center", "center")
+        figure.text(note.x, note.y + 0.01, _plain(note.text), ha=side, va="bottom")
+    if fig.layout.title.text:
+        figure.text(0, 1.02, _plain(fig.layout.title.text), ha="left", weight="bold")
+    handles, labels = first.get_legend_handles_labels() if first else ([], [])
+    if labels:
+        columns = max(1, min(4, 90 // (max(map(len, labels)) + 6)))
+        below = 0.55 / figure.get_figheight()
+        figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0, -below), ncols=columns, frameon=False)
