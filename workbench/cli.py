@@ -196,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
+        sub.set_defaults(act=run)
         return sub
 
     sub = verb("demo", _demo, "the whole way once on generated clips, ending in an HTML report")
@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for noisy in ("httpx", "matplotlib", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        return int(args.run(args))
+        return int(args.act(args))
     except (ValueError, OSError, FloatingPointError) as error:
         if args.debug:
             raise

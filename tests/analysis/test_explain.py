@@ -35,6 +35,7 @@ def checkpoint(tmp_path_factory):
     config = VideoMAEConfig(
         image_size=32, patch_size=8, num_frames=8, tubelet_size=4, hidden_size=24, num_labels=3,
         num_hidden_layers=2, num_attention_heads=3, intermediate_size=48, use_mean_pooling=True,
+        hidden_dropout_prob=0.3,
     )  # fmt: skip
     model = VideoMAEForVideoClassification(config)
     with torch.random.fork_rng(devices=[]):
@@ -262,7 +263,8 @@ def test_explain_leaves_no_hooks_and_the_attention_and_mode_as_they_were(make_ru
     run = make_run("query")
     run.tml.train()
     before = {n: p.clone() for n, p in run.tml.named_parameters()}
-    explain(run, clips[:1], method=method, progress=False)
+    values = explain(run, clips[:1], method=method, progress=False).values
+    np.testing.assert_array_equal(values, explain(run, clips[:1], method=method, progress=False).values)  # no dropout
     assert hooks_of(run.tml) == 0
     assert run.tml.backbone.config._attn_implementation == "sdpa"
     assert run.tml.training and run.tml.backbone.training

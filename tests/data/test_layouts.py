@@ -179,6 +179,15 @@ def test_open_clips_file_reads_split_times_tasks_and_missing_labels(tmp_path: Pa
     assert table.frame.clip_id[0] == "v/00.mp4#0.5-1.5"
 
 
+def test_open_clips_file_warns_where_its_own_splits_cut_a_group(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_clips(make_csv(tmp_path, split=["train", "val", "test"] * 8), group_column="label")
+    assert not caplog.records
+    open_clips(make_csv(tmp_path, split=["train", "val", "test"] * 8), group_column="alarm")
+    assert [r.levelname for r in caplog.records] == ["WARNING"] and "2 group(s) lie in more" in caplog.text
+
+
 def test_open_clips_file_renames_the_label_column_to_the_task(tmp_path: Path) -> None:
     table = open_clips(make_csv(tmp_path), task="animal", label_column="label", exclude=("emu",))
     assert table.tasks == (Task("animal", "multiclass", ("cat", "dog")),) and len(table) == 16

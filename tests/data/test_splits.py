@@ -62,6 +62,13 @@ def test_split_by_group_zero_fraction_leaves_that_split_empty() -> None:
     assert set(split_by_group(random_table(1), fractions=(0.8, 0, 0.2)).frame.split) == {"train", "test"}
 
 
+def test_split_by_group_fills_a_split_too_small_for_any_group() -> None:
+    # Shares of 1 % of 30 clips: by size alone all three groups of ten belong to train.
+    for seed in range(5):
+        split = split_by_group(make_table([f"g{i // 10}" for i in range(30)]), fractions=(0.98, 0.01, 0.01), seed=seed)
+        assert set(split.frame.split) == set(SPLITS)
+
+
 def test_split_by_group_names_too_few_groups_and_bad_fractions() -> None:
     with pytest.raises(ValueError, match=r"2 group.*3 splits"):
         split_by_group(make_table(["g0"] * 5 + ["g1"] * 5))

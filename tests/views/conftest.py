@@ -58,16 +58,16 @@ def make_run(
         targets = truth.random(n) if task.kind == "regression" else truth.permutation(np.arange(n) % k).astype(float)
         for i, target in enumerate(targets):
             line = {"clip_id": f"clip {i}", "path": f"c{i % files}.mp4", "group": f"g{i % 12}", "split": "test"}
+            probabilities: list[float] = []
             if task.kind == "regression":
-                guess, p = float(np.clip(target + rng.normal(0, 1.05 - skill), 0, 1)), []
+                guess = float(np.clip(target + rng.normal(0, 1.05 - skill), 0, 1))
             else:
-                guess = target if rng.random() < skill else float(rng.integers(k))
-                p = np.full(k, 0.0)
+                guess = float(target if rng.random() < skill else rng.integers(k))
                 sure = 0.5 + 0.5 * rng.random()
-                p[:] = (1 - sure) / (k - 1)
-                p[int(guess)] = sure
-                p = p.tolist()
-            lines.append(line | {"task": task.name, "target": target, "prediction": guess, "probabilities": p})
+                probabilities = [sure if c == guess else (1 - sure) / (k - 1) for c in range(k)]
+            lines.append(
+                line | {"task": task.name, "target": target, "prediction": guess, "probabilities": probabilities}
+            )
     epochs = np.arange(1, 9)
     history = pd.DataFrame({"epoch": epochs, "train_loss": 1.6 * np.exp(-epochs * skill / 4)})
     history["val_score"] = skill * (1 - np.exp(-epochs / 2)) + rng.normal(0, 0.01, 8)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import traitlets
 
@@ -14,6 +15,7 @@ from workbench.analysis.compare import compare
 from workbench.analysis.errors import errors
 from workbench.data.tables import ClipTable, Task
 from workbench.views.dashboards import AttentionView, ComparisonView, ErrorView
+from workbench.views.parts import FigureBox
 
 
 def titles(html: str) -> list[str]:
@@ -36,14 +38,29 @@ def menu(view: Any, label: str) -> Any:
     return found[0]
 
 
+def test_figure_box_refills_its_widget_only_once_the_browser_has_answered() -> None:
+    box = FigureBox()
+    box.show(go.Figure(go.Scatter(x=[1], y=[2])))
+    first = box.widget
+    box.show(go.Figure(go.Scatter(x=[3], y=[4])))
+    assert box.widget is not first  # the browser would have missed a change
+    assert box.box.children == (box.widget,)
+    second = box.widget
+    second._js2py_layoutDelta = {"layout_edit_id": second._last_layout_edit_id, "layout_delta": {}}
+    box.show(go.Figure(go.Scatter(x=[5, 6], y=[7, 8]), {"height": 123}))
+    assert box.widget is second
+    assert list(second.data[0].x) == [5, 6]
+    assert second.layout.height == 123
+
+
 def test_comparison_view_follows_its_task_menu(runs: dict[str, StandInRun]) -> None:
     view = ComparisonView(runs, chance={"action": 0.25})
     assert menu(view, "Task").options == ("all tasks", "action", "safety", "quality")
-    scores = view._boxes["Score on the clips held out, with 95 % interval"].widget
-    assert len(scores.data) == 9
+    scores = view._boxes["Score on the clips held out, with 95 % interval"]
+    assert len(scores.widget.data) == 9
     menu(view, "Task").value = "safety"
     assert view.task == "safety"
-    assert [t.x[0] for t in scores.data] == view.table().value.tolist()
+    assert [t.x[0] for t in scores.widget.data] == view.table().value.tolist()
     assert set(view.table().task) == {"safety"}
     assert "auroc" in view._table.value
     assert "srcc" not in view._table.value
@@ -108,7 +125,7 @@ def test_attention_view_resets_what_the_next_method_lacks() -> None:
     view = AttentionView([make_maps("attention", clips=3), make_maps("rollout", clips=2)])
     view.clip, view.layer, view.head = 2, 1, 0
     menu(view, "Method").value = "attention rollout · action"
-    assert (view.clip, view.layer, view.head) == (0, "mean", "mean")
+    assert [view.clip, view.layer, view.head] == [0, "mean", "mean"]
     assert len(menu(view, "Clip").options) == 2
     for trait, odd in (("clip", 2), ("layer", 0), ("method", "x")):
         with pytest.raises(traitlets.TraitError):
@@ -163,7 +180,7 @@ def test_attention_view_freezes_every_clip_playing() -> None:
 
 def test_error_view_lists_exactly_the_clips_of_a_cell(runs: dict[str, StandInRun], clips: ClipTable) -> None:
     run = runs["linear"]
-    view = ErrorView(run, root=clips.root, page_size=4)
+    view = ErrorView(run, root=clips.root, page_size=1)
     frame = run.predictions.query("task == 'action' and split == 'test'")
     counts = errors(run, task="action").confusion
     for truth in counts.index:
@@ -205,7 +222,7 @@ def test_error_view_keeps_no_choice_that_the_new_truth_lacks(clips: ClipTable) -
 def test_error_view_pages_through_all_mistakes_most_confident_first(
     runs: dict[str, StandInRun], clips: ClipTable
 ) -> None:
-    view = ErrorView(runs["scratch"], root=clips.root, page_size=6)
+    view = ErrorView(runs["scratch"], clips=clips, page_size=12)
     mistakes = errors(runs["scratch"], task="action").mistakes
     seen = []
     for _ in range(view.num_pages):

@@ -38,7 +38,7 @@ class Page(HTMLParser):
 def full(tmp_path_factory: pytest.TempPathFactory, clips: ClipTable, runs: dict[str, StandInRun]) -> str:
     folder = tmp_path_factory.mktemp("report")
     write_clip(folder / "unseen.mp4", moving_square(2), 8.0)
-    new = pd.DataFrame({"path": [str(folder / "unseen.mp4")], "task": "action", "prediction": "up", "p": [0.9]})
+    new = pd.DataFrame({"path": [str(folder / "unseen.mp4")], "action": "up", "action_probability": 0.9, "reason": ""})
     path = quickstart_report(
         folder / "deep" / "report.html",
         clips=clips, comparison=compare(runs, resamples=50), runs=runs, predictions=new, timings={"train": 61.25},
@@ -74,7 +74,8 @@ def test_report_tells_the_numbers_it_was_given(full: str, runs: dict[str, StandI
     table = compare(runs, resamples=50).table
     best = table[(table.run == "full") & (table.task == "action")].iloc[0]
     assert f"{best.value:.2f} [{best.low:.2f}, {best.high:.2f}]" in words
-    for word in ("61.2 s", "60 clips in 12 groups", "clip-level, 1x1", "unseen.mp4", "make lab", "0.0008", "torch 2"):
+    for word in ("61.2 s", "60 clips in 12 groups", "clip-level, 1x1", "unseen.mp4", "make lab", "0.0008", "torch 2",
+                 "unseen.mp4action: up (probability 0.900)"):  # fmt: skip
         assert word in words
     surest = errors(runs["linear"], task="action").mistakes.iloc[0]
     assert f"{surest.clip_id}truth: {surest.truth}\npredicted: {surest.predicted}" in words.replace("\n\n", "\n")

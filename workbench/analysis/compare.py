@@ -17,10 +17,10 @@ from workbench.analysis.bootstrap import (
 )
 from workbench.analysis.comparison import ALPHA, Comparison
 from workbench.analysis.evaluate import deciding_groups, interval_note, why_undefined
-from workbench.analysis.metrics import main_metric, weighted_metrics
 from workbench.analysis.predictions import Predicted, TaskRows, quarantined, task_rows
 from workbench.data.protocol import Protocol
 from workbench.data.tables import Task
+from workbench.training.metrics import main_metric, weighted_metrics
 
 __all__ = ["Comparison", "compare"]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from workbench.analysis.bootstrap import MIN_GROUPS, Interval, bootstrap, percentile_interval
-from workbench.analysis.metrics import METRICS, RANKED_BY_PROBABILITY, weighted_metrics
 from workbench.analysis.predictions import Predicted, Predictions, TaskRows, quarantined, task_rows, tasks_of
 from workbench.data.tables import ClipTable, Task
+from workbench.training.metrics import METRICS, RANKED_BY_PROBABILITY, weighted_metrics
 
 __all__ = ["Predictions", "deciding_groups", "evaluate", "interval_note", "metrics_for", "why_undefined"]
 

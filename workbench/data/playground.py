@@ -304,4 +304,5 @@ def _move_into_place(built: Path, home: Path) -> None:
 def playground_example(path: str | Path, *, seed: int = 1, scene: int = 0, clip: int = 0) -> Path:
     """Write one clip of another seed to ``path``: a file that no run on the playground has seen."""
     truth, _, _ = _produce(seed, scene, clip)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     return write_clip(path, truth.pristine, fps=FPS, crf=PRISTINE_CRF)

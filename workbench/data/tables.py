@@ -150,7 +150,9 @@ class ClipTable:
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{s} {int((self.frame.split == s).sum())}" for s in SPLITS)
-        tasks = ", ".join(f"{t.name} ({t.kind}{f', {t.num_outputs} classes' if t.classes else ''})" for t in self.tasks)
+        tasks = ", ".join(
+            f"{t.name} ({t.kind}{f', {len(t.classes)} classes' if t.kind == 'multiclass' else ''})" for t in self.tasks
+        )
         gone = f"; {len(self.quarantine)} quarantined" if len(self.quarantine) else ""
         counts = f"{len(self)} clips ({splits}), {self.frame.group.nunique()} groups{gone}"
         return f"ClipTable {self.info.name!r}: {counts}\n  tasks: {tasks}"

@@ -87,7 +87,11 @@ class VideoMAEFamily:
 
     def build(self, config_dict: dict[str, Any]) -> tuple[PreTrainedModel, nn.Module]:
         """The same two modules with fresh weights."""
-        return self._parts(VideoMAEForVideoClassification(VideoMAEConfig.from_dict(config_dict)))
+        return self._parts(self.classifier(config_dict))
+
+    def classifier(self, config_dict: dict[str, Any]) -> PreTrainedModel:
+        """A freshly initialised classifier in the family's own format, to pretrain and save."""
+        return VideoMAEForVideoClassification(VideoMAEConfig.from_dict(config_dict))
 
     @staticmethod
     def _parts(model: VideoMAEForVideoClassification) -> tuple[PreTrainedModel, nn.Module]:
@@ -105,6 +109,16 @@ class VideoMAEFamily:
 
 
 FAMILIES = {"videomae": VideoMAEFamily()}
+
+
+def new_classifier(config_dict: dict[str, Any]) -> PreTrainedModel:
+    """A fresh classifier of the family that ``config_dict["model_type"]`` names; see :func:`classifier_parts`."""
+    return FAMILIES[config_dict["model_type"]].classifier(config_dict)
+
+
+def classifier_parts(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module, nn.Module]:
+    """Of a classifier: its encoder, the norm after the mean of the tokens, and its last linear layer."""
+    return *FAMILIES[model.config.model_type]._parts(model), model.classifier
 
 
 class Backbone(nn.Module):

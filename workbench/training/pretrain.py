@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from workbench.data.motions import CAMERA_MOTIONS, PRETRAIN_MOTIONS
 from workbench.data.procedural import ProceduralBatch, ProceduralClips
 from workbench.data.textures import SHAPES
-from workbench.models.backbones import to_pixel_values
-from workbench.models.nano import new_classifier, save_classifier
+from workbench.models.backbones import classifier_parts, new_classifier, to_pixel_values
+from workbench.models.nano import nano_config, save_classifier
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +66,17 @@ class PretrainModel(nn.Module):
     def __init__(self, setup: PretrainSetup) -> None:
         super().__init__()
         self.classifier = new_classifier(
-            num_frames=setup.num_frames, size_px=setup.size_px, tubelet_size=setup.tubelet_size,
-            patch_size=setup.patch_size, hidden_size=setup.hidden_size, layers=setup.layers, heads=setup.heads,
-            labels=PRETRAIN_MOTIONS,
-        )  # fmt: skip
+            nano_config(
+                num_frames=setup.num_frames,
+                size_px=setup.size_px,
+                tubelet_size=setup.tubelet_size,
+                patch_size=setup.patch_size,
+                hidden_size=setup.hidden_size,
+                layers=setup.layers,
+                heads=setup.heads,
+                labels=PRETRAIN_MOTIONS,
+            )
+        )
         D = setup.hidden_size
         self.dense = nn.Linear(D, 4)  # coverage of main, of any; flow x, y
         self.path = nn.Linear(D, setup.num_frames * 2)
@@ -80,10 +87,11 @@ class PretrainModel(nn.Module):
         )
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        tokens = self.classifier.videomae(pixel_values).last_hidden_state  # (B, N, D)
-        pooled = self.classifier.fc_norm(tokens.mean(1))  # (B, D)
+        encoder, norm, linear = classifier_parts(self.classifier)
+        tokens = encoder(pixel_values).last_hidden_state  # (B, N, D)
+        pooled = norm(tokens.mean(1))  # (B, D)
         heads = {name: getattr(self, name)(pooled) for name in ("path", "camera", "shape", "count")}
-        return heads | {"motion": self.classifier.classifier(pooled), "dense": self.dense(tokens)}
+        return heads | {"motion": linear(pooled), "dense": self.dense(tokens)}
 
 
 def losses(outputs: dict[str, Tensor], batch: ProceduralBatch) -> dict[str, Tensor]:

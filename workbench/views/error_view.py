@@ -46,7 +46,7 @@ class ErrorView(ipywidgets.VBox):
     Args:
         run: a Run, ``Predictions`` or ``ErrorTable`` (which holds the mistakes of one task only).
         clips: the table the predictions were made on; gives the files, and start and end of clips within a file.
-        root: folder that the paths of the predictions are relative to; default: the one in the run's record.
+        root: folder that the predictions' paths are relative to; default: that of ``clips``, else of the run's record.
         task: the task shown first. page_size: clips per page.
 
     ``truth`` and ``predicted`` choose a cell of the confusion matrix; ``any`` and ``any`` are all mistakes, the most
@@ -71,7 +71,7 @@ class ErrorView(ipywidgets.VBox):
         if page_size < 1:
             raise ValueError(f"page_size={page_size} must be at least 1")
         self.run, self.split, self.page_size = run, split, page_size
-        self._clips, self._root = clips, _root_of(run, root)
+        self._clips, self._root = clips, _root_of(run, root, clips)
         self._positions = {} if clips is None else {str(c): i for i, c in enumerate(clips.frame.clip_id)}
         self._known: dict[str, tuple[ErrorTable, pd.DataFrame]] = {}
         self._players: OrderedDict[str, ClipPlayer] = OrderedDict()
@@ -244,9 +244,9 @@ class ErrorView(ipywidgets.VBox):
         return frozen(f"Errors: {self.task}", plot, note(self.table.caption), heading(cell), self._page_html())
 
 
-def _root_of(run: Any, root: str | Path | None) -> Path:
-    if root is not None:
-        return Path(root)
+def _root_of(run: Any, root: str | Path | None, clips: ClipTable | None) -> Path:
+    if root is not None or clips is not None:
+        return Path(root if root is not None else clips.root)  # type: ignore[union-attr]
     data = dict(getattr(run, "record", None) or {}).get("data") or {}
     return Path(data.get("root") or ".")
 

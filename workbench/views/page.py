@@ -1,6 +1,10 @@
 """The frame of a report: its style sheet, its few lines of script, sections and definition lists."""
 
+import os
+import uuid
 from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -109,3 +113,26 @@ def page(title: str, lead: str, sections: Iterable[tuple[str, str]], footer: str
         f"</header><main>{''.join(body for _, body in shown)}</main><footer>{escape(footer)}</footer>"
         f"<script>{PAGE_JS}</script></body></html>"
     )
+
+
+def write_page(path: Path, text: str) -> Path:
+    """Write ``text`` so that a reader meets the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def versions(names: Iterable[str]) -> list[str]:
+    """``name version`` of each package that is installed."""
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return found

@@ -10,20 +10,35 @@ from workbench.views.style import VIEW_CSS, Html, escape, max_width
 
 
 class FigureBox:
-    """A FigureWidget made once and refilled: a new widget would send plotly.js (5 MB) to the browser again."""
+    """A place for a plotly figure that changes.
+
+    A FigureWidget drops changes that arrive before its script (5 MB) runs in the browser. So until the browser has
+    answered, a changed figure is a new widget, complete from its creation; from then on the same widget is refilled.
+    """
 
     def __init__(self) -> None:
-        self.widget = go.FigureWidget()
-        # A dashboard's plots are read, not edited; the tool bar would cover their titles.
-        self.widget._config = self.widget._config | {"displayModeBar": False, "responsive": True}
-        self.box = ipywidgets.Box([self.widget], layout=ipywidgets.Layout(width="100%", display="block"))
+        self.widget: Any = None
+        self.live = False
+        self.box = ipywidgets.Box(layout=ipywidgets.Layout(width="100%", display="block"))
 
     def show(self, fig: go.Figure) -> None:
-        """Replace traces and layout by those of ``fig``."""
-        self.widget.data = ()
-        self.widget.layout = fig.layout
-        self.widget.add_traces(list(fig.data))
+        """Show ``fig`` in place of what was there."""
         self.box.layout.max_width = f"{max_width(fig)}px" if max_width(fig) else "1000px"
+        if self.live:
+            self.widget.data = ()
+            self.widget.layout = fig.layout
+            self.widget.add_traces(list(fig.data))
+            return
+        old, self.widget = self.widget, go.FigureWidget(fig)
+        # A dashboard's plots are read, not edited; the tool bar would cover their titles.
+        self.widget._config = self.widget._config | {"displayModeBar": False, "responsive": True}
+        self.widget.observe(self._answered, ["_js2py_layoutDelta", "_js2py_traceDeltas"])
+        self.box.children = (self.widget,)
+        if old is not None:
+            old.close()
+
+    def _answered(self, change: Any) -> None:
+        self.live = self.live or (change["owner"] is self.widget and change["new"] is not None)
 
 
 def dropdown(label: str, options: Sequence[Any], **settings: Any) -> ipywidgets.Dropdown:

@@ -10,11 +10,16 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from workbench.views.error_plots import confusion_plot, residual_plot
 from workbench.views.players import heat_scale, overlay
-from workbench.views.style import GREY, GRID, OKABE_ITO, LineStyle, line_styles, plot_text, shorten
+from workbench.views.style import GREY, LineStyle, base_figure, gaps, line_styles, plot_text, shorten, words_only
+
+__all__ = [
+    "comparison_plot", "confusion_plot", "difference_plot", "filmstrip", "heat_curve", "learning_curves", "named_runs",
+    "residual_plot",
+]  # fmt: skip
 
 NAME_LIMIT = 34
-TEXT_IN_CELLS = 25  # more classes than this and counts no longer fit into the cells of a confusion matrix
 
 
 def named_runs(runs: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
@@ -25,33 +30,6 @@ def named_runs(runs: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
     if len(named) != len(runs):
         raise ValueError(f"two runs share a name: {[r.name for r in runs]}; pass a mapping with names of your own")
     return named
-
-
-def _base(fig: go.Figure, height: int, **margin: int) -> go.Figure:
-    """The look all figures share: no background of their own, room made for labels."""
-    fig.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": GREY, "size": 13, "family": "system-ui, sans-serif"},
-        height=height,
-        margin={"l": 10, "r": 20, "t": 34, "b": 10} | margin,
-        hoverlabel={"align": "left", "namelength": -1},
-        hovermode="closest",
-    )
-    axis = {
-        "automargin": True,
-        "title_font_size": 13,
-        "gridcolor": GRID,
-        "linecolor": GRID,
-        "zeroline": False,
-        "ticks": "",
-        "showline": False,
-    }
-    fig.update_xaxes(axis)
-    fig.update_yaxes(axis)
-    fig.update_annotations(font={"size": 13})
-    return fig
 
 
 def learning_curves(
@@ -75,13 +53,13 @@ def learning_curves(
         best = (getattr(run, "record", None) or {}).get("best_epoch")
         for column, key in ((1, "train_loss"), (2, score)):
             fig.add_scatter(
-                x=history["epoch"], y=history[key], row=1, col=column,
+                x=history["epoch"], y=gaps(history[key]), row=1, col=column,
                 **_line(name, styles[name], legend=column == 1),
                 marker_size=[11 if column == 2 and e == best else 5 for e in history["epoch"]],
                 hovertemplate=f"{plot_text(name)}<br>epoch %{{x}}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
     rows = -(-len(named) // max(1, 110 // (max((len(shorten(n, NAME_LIMIT)) for n in named), default=1) + 6)))
-    _base(fig, 300 + 21 * rows)
+    base_figure(fig, 300 + 21 * rows)
     fig.update_layout(
         legend={
             "orientation": "h",
@@ -93,7 +71,7 @@ def learning_curves(
         }
     )
     if not named:
-        return _note(fig, "no runs")
+        return words_only(fig, "no runs")
     fig.update_xaxes(title_text="epoch", title_standoff=6)
     return fig
 
@@ -107,11 +85,6 @@ def _line(name: str, style: LineStyle, *, legend: bool) -> dict[str, Any]:
         "line": {"color": style.colour, "dash": style.dash, "width": 2},
         "marker": {"color": style.colour, "symbol": style.symbol, "line": {"width": 0}},
     }
-
-
-def _note(fig: go.Figure, text: str) -> go.Figure:
-    fig.add_annotation(text=plot_text(text), x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
-    return fig
 
 
 def comparison_plot(
@@ -168,10 +141,10 @@ def _dots(
         vertical_spacing=62 / max(height, 1) if len(rows) > 1 else 0,
         subplot_titles=[_panel_title(p, t, mark_name, marks) for p, t in zip(parts, tasks, strict=True)],
     )
-    _base(fig, height + 20)
+    base_figure(fig, height + 20)
     fig.update_annotations(x=0, xanchor="left", font={"size": 13})
     if table.empty:
-        return _note(fig, "nothing to compare")
+        return words_only(fig, "nothing to compare")
     for i, (part, name) in enumerate(zip(parts, tasks, strict=True), start=1):
         _dot_panel(fig, i, part, columns, styles)
         _fit_range(fig, i, part, columns, marks.get(name))
@@ -206,7 +179,7 @@ def _dot_panel(
         style = styles[str(line["run"])]
         verdict = f"<br>{plot_text(line['verdict'])}" if middle == "difference" and line.get("verdict") else ""
         fig.add_scatter(
-            x=[line[middle]],
+            x=gaps([line[middle]]),
             y=[y],
             row=row,
             col=1,
@@ -216,7 +189,7 @@ def _dot_panel(
             marker={"color": style.colour, "size": 11, "symbol": style.symbol},
             error_x={
                 "type": "data", "symmetric": False, "color": style.colour, "thickness": 2, "width": 5,
-                "array": [line[high] - line[middle]], "arrayminus": [line[middle] - line[low]],
+                "array": gaps([line[high] - line[middle]]), "arrayminus": gaps([line[middle] - line[low]]),
             },
             hovertemplate=f"{plot_text(line['run'])}<br>{plot_text(line['metric'])} {line[middle]:.3f}"
             f" [{line[low]:.3f}, {line[high]:.3f}]{verdict}<extra></extra>",
@@ -232,82 +205,6 @@ def _dot_panel(
     )
 
 
-def confusion_plot(errors: Any, *, title: str = "") -> go.Figure:
-    """Counts per true (rows) and predicted class (columns); the colour is the share of the true class.
-
-    ``errors.confusion`` is a square frame of counts with classes as index and columns. Empty cells are left blank.
-    """
-    counts: pd.DataFrame = errors.confusion
-    classes = [str(c) for c in counts.index]
-    values = counts.to_numpy(float)
-    fig = go.Figure()
-    if not len(classes):
-        return _note(_base(fig, 200), "nothing to confuse: this task has no classes")
-    share = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
-    legend = {"text": "share of<br>true class", "font": {"size": 12}}
-    few = len(classes) <= TEXT_IN_CELLS
-    labels = [plot_text(c, 24) for c in classes]
-    places = list(range(len(classes)))
-    hover = [
-        [f"{int(values[t, p])} clip(s)<br>truth: {plot_text(classes[t])}<br>predicted: {plot_text(classes[p])}"
-         for p in places] for t in places
-    ]  # fmt: skip
-    fig.add_heatmap(
-        z=np.where(values > 0, share, np.nan),
-        x=places,
-        y=places,
-        text=[[f"{int(v)}" if few and v else "" for v in row] for row in values],
-        texttemplate="%{text}",
-        hovertext=hover,
-        hoverinfo="text",
-        colorscale="Blues",
-        zmin=0,
-        zmax=1,
-        xgap=1,
-        ygap=1,
-        colorbar={"title": legend, "thickness": 12, "len": 0.8, "outlinewidth": 0},
-    )
-    size = int(np.clip(150 + 30 * len(classes), 300, 760))
-    _base(fig, size, r=10, t=50 if title else 10)
-    fig.update_layout(meta={"max_width": int(np.clip(300 + 60 * len(classes), 520, 900))})
-    # With many classes every tick would overlap its neighbour; hovering a cell still names both.
-    step = max(1, len(classes) // 30)
-    ticks: dict[str, Any] = {"tickvals": places[::step], "ticktext": labels[::step], "showgrid": False}
-    crowded = sum(len(t) + 2 for t in ticks["ticktext"]) > 60
-    fig.update_xaxes(title_text="predicted", tickangle=-45 if crowded else 0, **ticks)
-    fig.update_yaxes(title_text="truth", autorange="reversed", **ticks)
-    if title:
-        fig.update_layout(title={"text": plot_text(title, 80), "font": {"size": 14}, "x": 0, "xref": "paper"})
-    return fig
-
-
-def residual_plot(errors: Any) -> go.Figure:
-    """Predicted against true value of every clip of a regression task; on the diagonal a prediction is exact."""
-    rows: pd.DataFrame = errors.mistakes
-    fig = go.Figure()
-    _base(fig, 380, t=10)
-    fig.update_layout(meta={"max_width": 640})
-    if rows.empty:
-        return _note(fig, "no clips")
-    ends = [float(f(f(rows["truth"]), f(rows["predicted"]))) for f in (min, max)]
-    fig.add_scatter(
-        x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dash", "width": 1.5}, marker_color=GREY,
-        showlegend=False, hoverinfo="skip",
-    )  # fmt: skip
-    fig.add_scatter(
-        x=rows["truth"],
-        y=rows["predicted"],
-        mode="markers",
-        marker={"color": OKABE_ITO[0], "size": 8, "opacity": 0.6, "symbol": "circle"},
-        showlegend=False,
-        text=[plot_text(c, 60) for c in rows["clip_id"]],
-        hovertemplate="%{text}<br>truth %{x:.3f}, predicted %{y:.3f}<extra></extra>",
-    )
-    fig.update_xaxes(title_text="truth")
-    fig.update_yaxes(title_text="predicted")
-    return fig
-
-
 def heat_curve(heats: Mapping[str, np.ndarray]) -> go.Figure:
     """Mean absolute heat of each frame, one line per name; ``heats`` are float ``(T, H, W)`` per frame."""
     fig = go.Figure()
@@ -318,7 +215,7 @@ def heat_curve(heats: Mapping[str, np.ndarray]) -> go.Figure:
             **_line(name, styles[name], legend=len(heats) > 1),
             hovertemplate=f"{plot_text(name)}<br>frame %{{x}}: %{{y:.3g}}<extra></extra>",
         )  # fmt: skip
-    _base(fig, 190, t=10)
+    base_figure(fig, 190, t=10)
     fig.update_xaxes(title_text="frame", title_standoff=4)
     fig.update_yaxes(title_text="mean |heat|", rangemode="tozero", nticks=5)
     return fig

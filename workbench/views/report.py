@@ -1,11 +1,8 @@
 """The report of a first run: one HTML file that plays, plots and explains offline."""
 
-import os
 import platform
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from workbench.data.tables import ClipTable
 from workbench.views.attention_view import CAUTION, METHOD_NAMES, map_caption, map_legend, named_maps
 from workbench.views.comparison_view import comparison_table
 from workbench.views.error_view import error_player
-from workbench.views.page import facts, page, paragraph, plot, section, subheading
+from workbench.views.page import facts, page, paragraph, plot, section, subheading, versions, write_page
 from workbench.views.players import ClipPlayer, gallery, heat_scale, overlay, side_by_side, table_players
 from workbench.views.plots import (
     comparison_plot,
@@ -79,18 +76,6 @@ def quickstart_report(
     ]
     footer = f"Made by workbench {workbench.__version__} on {datetime.now():%Y-%m-%d %H:%M}. This file loads nothing."
     return write_page(Path(path), page(title, question, sections, footer, interactive=interactive))
-
-
-def write_page(path: Path, text: str) -> Path:
-    """Write ``text`` so that a reader meets the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
 
 
 def _data(clips: ClipTable | None) -> str:
@@ -219,20 +204,35 @@ def _file(line: Any, clips: ClipTable | None, root: str | Path | None) -> Path |
         found = np.flatnonzero(clips.frame.clip_id.astype(str) == str(line.clip_id))
         if len(found):
             return clips[found[:1]]
-    return Path(root or ".") / str(line.path)
+    return Path(root or (clips.root if clips is not None else ".")) / str(line.path)
 
 
 def _predictions(predictions: pd.DataFrame | None) -> str:
     if predictions is None:
         return ""
-    files = list(dict.fromkeys(predictions["path"].astype(str))) if "path" in predictions else []
-    players = [ClipPlayer(f, title=Path(f).name) for f in files[:SHOWN_FILES]]
     shown = predictions.copy()
-    if files:
-        shown["path"] = [Path(p).name for p in shown["path"].astype(str)]
+    if "reason" in shown and not shown["reason"].astype(str).str.len().any():
+        shown = shown.drop(columns="reason")
+    players = []
+    if "path" in shown:
+        files = shown["path"].astype(str)
+        shown["path"] = [Path(p).name for p in files]
+        first = shown.assign(file=files).drop_duplicates("file").head(SHOWN_FILES)
+        players = [ClipPlayer(r["file"], title=r["path"], caption=_said(r)) for r in first.to_dict("records")]
     for column in shown.columns[[pd.api.types.is_object_dtype(d) for d in shown.dtypes]]:
         shown[column] = [_list_words(v) for v in shown[column]]
     return section("On files it never saw", gallery(players) if players else "", table_html(shown))
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    """One row of :func:`workbench.predict` in words: ``action: up (0.91)``, one line per task."""
+    lines = []
+    for name, value in row.items():
+        if name in ("path", "file") or str(name).endswith("_probability"):
+            continue
+        sure = row.get(f"{name}_probability")
+        lines.append(f"{name}: {number(value)}" + (f" (probability {number(sure)})" if sure is not None else ""))
+    return "\n".join(lines)
 
 
 def _list_words(value: object) -> object:
@@ -258,7 +258,7 @@ def _provenance(
         known["Seeds"] = f"{', '.join(sorted(seeds))} (one per run: intervals do not cover the seed)"
     for step, seconds in (timings or {}).items():
         known[f"Time, {step}"] = f"{seconds:.1f} s"
-    known |= {"Python": platform.python_version(), "Versions": ", ".join(_versions(PACKAGES))}
+    known |= {"Python": platform.python_version(), "Versions": ", ".join(versions(PACKAGES))}
     return section("How these numbers were made", facts(known), _setups(runs))
 
 
@@ -279,16 +279,6 @@ def _setups(runs: Mapping[str, Any]) -> str:
 
 def _setting(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else "–" if value is None else str(value)
-
-
-def _versions(names: Iterable[str]) -> list[str]:
-    found = []
-    for name in names:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _next(steps: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 
 # Okabe & Ito (2008), distinguishable with every common colour-vision deficiency. Its black and yellow are left out:
 # one vanishes on a dark page, the other on a light one.
@@ -61,6 +62,44 @@ def shorten(text: str, limit: int = 30) -> str:
         return text
     head = (limit - 1) // 2
     return text[:head] + "…" + text[len(text) - (limit - 1 - head) :]
+
+
+def base_figure(fig: go.Figure, height: int, **margin: int) -> go.Figure:
+    """The look all figures share: no background of their own, room made for labels."""
+    fig.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": GREY, "size": 13, "family": "system-ui, sans-serif"},
+        height=height,
+        margin={"l": 10, "r": 20, "t": 34, "b": 10} | margin,
+        hoverlabel={"align": "left", "namelength": -1},
+        hovermode="closest",
+    )
+    axis = {
+        "automargin": True,
+        "title_font_size": 13,
+        "gridcolor": GRID,
+        "linecolor": GRID,
+        "zeroline": False,
+        "ticks": "",
+        "showline": False,
+    }
+    fig.update_xaxes(axis)
+    fig.update_yaxes(axis)
+    fig.update_annotations(font={"size": 13})
+    return fig
+
+
+def words_only(fig: go.Figure, text: str) -> go.Figure:
+    """A figure that says ``text`` in place of a plot."""
+    fig.add_annotation(text=plot_text(text), x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
+    return fig
+
+
+def gaps(values: Iterable[float]) -> list[float | None]:
+    """Numbers for a plot, None where one is not finite: JSON, and so a widget, has no NaN."""
+    return [float(v) if np.isfinite(v) else None for v in values]
 
 
 def max_width(fig: Any) -> int | None:

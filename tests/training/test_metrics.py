@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from workbench.analysis.metrics import METRICS, main_metric, weighted_metrics
+from workbench.training.metrics import METRICS, main_metric, weighted_metrics
 
 ORACLES = {
     ("multiclass", "accuracy"): lambda t, y, p: sk.accuracy_score(t, y),
