@@ -29,9 +29,9 @@ _PUBLIC = {
     "errors": "analysis.errors",
     "explain": "analysis.explain",
     "ClipPlayer": "views.players",
-    "AttentionView": "views.dashboards",
-    "ComparisonView": "views.dashboards",
-    "ErrorView": "views.dashboards",
+    "AttentionView": "views.attention_view",
+    "ComparisonView": "views.comparison_view",
+    "ErrorView": "views.error_view",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import workbench
+from workbench import __version__
 from workbench.data.tables import ClipTable
 from workbench.views.attention_view import CAUTION, METHOD_NAMES, map_caption, map_legend, named_maps
 from workbench.views.comparison_view import comparison_table
@@ -74,7 +74,7 @@ def quickstart_report(
         ("How these numbers were made", _provenance(comparison, named, clips, timings)),
         ("What to open next", _next(next_steps)),
     ]
-    footer = f"Made by workbench {workbench.__version__} on {datetime.now():%Y-%m-%d %H:%M}. This file loads nothing."
+    footer = f"Made by workbench {__version__} on {datetime.now():%Y-%m-%d %H:%M}. This file loads nothing."
     return write_page(Path(path), page(title, question, sections, footer, interactive=interactive))
 
 
