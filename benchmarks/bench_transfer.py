@@ -1,4 +1,4 @@
-"""Does transferring ``nano`` beat training from scratch? On the playground, and on real gestures where they are at hand.
+"""Does transferring ``nano`` beat training from scratch? On the playground, and on real gestures where there are any.
 
     python benchmarks/bench_transfer.py [--egogestar FOLDER] [--runs DIR] [--device auto] [--only playground|egogestar]
 
@@ -10,6 +10,7 @@ import argparse
 import platform
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from workbench.training.runs import environment
 
 HERE = Path(__file__).resolve().parent
 EGO_SPLITS = (0, 1, 2)
-EGO = {"epochs": 40, "batch_size": 16, "crop_scale": 0.6}
+EGO: dict[str, Any] = {"epochs": 40, "batch_size": 16, "crop_scale": 0.6}
 
 
 def playground_part(args: argparse.Namespace) -> list[str]:
@@ -34,10 +35,13 @@ def playground_part(args: argparse.Namespace) -> list[str]:
     comparison = wb.compare(runs, reference="scratch")
     one = wb.evaluate(single, task="action").query("metric == 'accuracy'").iloc[0]
     table = comparison.formatted().drop(columns="note", errors="ignore")
+    sizes = ", ".join(f"{len(clips.split(split))} {split}" for split in ("train", "val", "test"))
     return [
-        f"### Playground ({len(clips.train)} train, {len(clips.val)} val, {len(clips.test)} test clips; 12 epochs, seed 0)",
+        f"### Playground ({sizes} clips; 12 epochs, seed 0)",
         "",
-        table.to_markdown(index=False) if hasattr(table, "to_markdown") else table.to_string(index=False),
+        "```",
+        table.to_string(index=False),
+        "```",
         "",
         f"Full fine-tuning shown one frame, repeated: *action* {one.value:.2f} [{one.low:.2f}, {one.high:.2f}] "
         f"(n = {one.n}; chance {1 / 12:.2f}).",
@@ -51,7 +55,8 @@ def egogestar_part(args: argparse.Namespace) -> list[str]:
     if not args.egogestar.is_dir():
         return ["### EgoGestAR", "", f"Not measured: no folder {args.egogestar.name!r} given with --egogestar."]
     everything = wb.open_clips(args.egogestar, task="gesture", group_column="group", exclude=("unclassified",))
-    rows, predictions = [], {name: [] for name in ("scratch", "full")}
+    rows: list[dict[str, object]] = []
+    predictions: dict[str, list[pd.DataFrame]] = {"scratch": [], "full": []}
     for seed in EGO_SPLITS:
         clips = split_by_group(everything, fractions=(0.69, 0.11, 0.20), seed=seed, stratify="gesture")
         for strategy, parts in predictions.items():
@@ -59,9 +64,11 @@ def egogestar_part(args: argparse.Namespace) -> list[str]:
             test = run.predictions.query("split == 'test'")
             parts.append(test)
             accuracy = float((test.target == test.prediction).mean())
-            rows.append({"split": seed, "strategy": strategy, "accuracy": accuracy, "train": len(clips.train), "n": len(test)})
+            counts = {"train": len(clips.train), "n": len(test)}
+            rows.append({"split": seed, "strategy": strategy, "accuracy": accuracy} | counts)
     table = pd.DataFrame(rows).pivot(index=["split", "train", "n"], columns="strategy", values="accuracy").round(3)
-    lines = ["### EgoGestAR (10 gestures, recording sessions held out, 3 splits, seed 0)", "", "```", table.to_string(), "```", ""]
+    title = "### EgoGestAR (10 gestures, recording sessions held out, 3 splits, seed 0)"
+    lines = [title, "", "```", table.to_string(), "```", ""]
     for strategy, parts in predictions.items():
         mean, low, high = session_interval(parts)
         lines.append(f"- {strategy}: mean accuracy {mean:.3f}, 95 % interval [{low:.3f}, {high:.3f}] over sessions")
@@ -78,7 +85,8 @@ def session_interval(parts: list[pd.DataFrame], resamples: int = 2000) -> tuple[
         picks = rng.integers(len(right), size=(resamples, len(right)))
         draws += right["sum"].to_numpy()[picks].sum(1) / right["count"].to_numpy()[picks].sum(1) / len(parts)
     mean = float(np.mean([(p.target == p.prediction).mean() for p in parts]))
-    return mean, *(float(q) for q in np.quantile(draws, [0.025, 0.975]))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return mean, float(low), float(high)
 
 
 def main() -> None:

@@ -1,9 +1,11 @@
 """``import workbench`` is light, and what it promises is there."""
 
+import ast
 import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +50,10 @@ def test_public_name_is_defined_in_the_room_that_the_table_says(name: str):
 def test_unknown_name_says_what_there_is():
     with pytest.raises(AttributeError, match=r"no attribute 'finetune'; it offers \[.*'fine_tune'"):
         _ = workbench.finetune
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(workbench.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    seen = {(n.names[0].name, n.module) for n in block.body if isinstance(n, ast.ImportFrom)}
+    assert seen == {(name, f"workbench.{module}") for name, module in workbench._PUBLIC.items()}

@@ -4,6 +4,33 @@
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds the two lists together
+    from workbench.analysis.compare import compare as compare
+    from workbench.analysis.errors import errors as errors
+    from workbench.analysis.evaluate import evaluate as evaluate
+    from workbench.analysis.explain import explain as explain
+    from workbench.data.clips import ClipDecodeError as ClipDecodeError
+    from workbench.data.clips import read_clip as read_clip
+    from workbench.data.layouts import open_clips as open_clips
+    from workbench.data.playground import playground as playground
+    from workbench.data.playground import playground_example as playground_example
+    from workbench.data.playground import playground_truth as playground_truth
+    from workbench.data.protocol import Protocol as Protocol
+    from workbench.data.tables import ClipTable as ClipTable
+    from workbench.data.tables import Task as Task
+    from workbench.models.backbones import load_backbone as load_backbone
+    from workbench.training.finetune import fine_tune as fine_tune
+    from workbench.training.predict import predict as predict
+    from workbench.training.runs import Run as Run
+    from workbench.training.runs import load_run as load_run
+    from workbench.training.setup import Setup as Setup
+    from workbench.training.sweep import sweep as sweep
+    from workbench.views.attention_view import AttentionView as AttentionView
+    from workbench.views.comparison_view import ComparisonView as ComparisonView
+    from workbench.views.error_view import ErrorView as ErrorView
+    from workbench.views.players import ClipPlayer as ClipPlayer
 
 __version__ = "0.1.0"
 
@@ -37,7 +64,7 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}; it offers {sorted(_PUBLIC)}")
     value = getattr(importlib.import_module(f"workbench.{_PUBLIC[name]}"), name)

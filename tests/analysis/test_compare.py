@@ -184,7 +184,7 @@ def test_compare_refuses_names_and_tasks_it_cannot_tell_apart():
     with pytest.raises(ValueError, match="no run to compare"):
         compare([])
     with pytest.raises(ValueError, match=r"list of runs .* not Predictions"):
-        compare(run)  # type: ignore[arg-type]
+        compare(run)
     swapped = replace(run, name="b", tasks=(Task("action", "multiclass", ("right", "left")),))
     with pytest.raises(ValueError, match="task 'action' is .* in run 'a' but .* in run 'b'"):
         compare([run, swapped])

@@ -41,7 +41,7 @@ def table_of(folder: Path, **columns: object) -> ClipTable:
 
 def decode(table: ClipTable, cache_dir: Path, **options: object) -> cache.DecodedClips:
     settings = {"num_frames": 4, "size_px": 32, "progress": False, "workers": 1} | options
-    return decode_table(table, cache_dir=cache_dir, **settings)  # type: ignore[arg-type]
+    return decode_table(table, cache_dir=cache_dir, **settings)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from workbench.training.runs import Run, build_model, load_run
 from workbench.training.setup import Setup
 from workbench.training.sweep import sweep
 
-QUIET = {"device": "cpu", "workers": 1, "progress": False}
+QUIET: dict[str, Any] = {"device": "cpu", "workers": 1, "progress": False}
 
 
 def setup_for(checkpoint: str, **changes: object) -> Setup:

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ def test_setup_survives_json() -> None:
 
 def test_setup_fingerprint_changes_with_every_field() -> None:
     base = Setup()
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"strategy": "linear"}, {"backbone": "x/y"}, {"tasks": ("a",)}, {"epochs": 3}, {"batch_size": 3}, {"lr": 0.1},
         {"head_lr": 0.1}, {"weight_decay": 0.1}, {"warmup": 0.2}, {"clip_norm": 2.0}, {"accumulation": 2},
         {"label_smoothing": 0.1}, {"augment": False}, {"crop_scale": 0.5}, {"patience": 2}, {"sampling": "single"},

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from multiprocessing import spawn
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -56,7 +56,7 @@ def run_guarded(
     workers: int = 2,
     time_limit_seconds: float = 60.0,
     progress: str | None = None,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """``function(**item)`` for each item in ``workers`` spawned processes; yields one outcome per item, in order.
 
     An outcome is what the function returned, or the exception that the item cost: what the function raised,
@@ -76,7 +76,7 @@ def run_guarded(
 
 def _outcomes(
     function: Callable[..., Any], items: Sequence[Mapping[str, Any]], workers: int, limit: float, progress: str | None
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     pending: deque[ProcessFuture] = deque()
     bar = tqdm(total=len(items), desc=progress, unit="clip", disable=progress is None, leave=False)
     pool = ProcessPool(max_workers=workers, context=_Context())

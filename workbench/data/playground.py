@@ -94,7 +94,7 @@ def _draw_flash(rng: np.random.Generator) -> _Flash:
     period = int(rng.integers(3, 7)) if kind != "slow" else int(rng.integers(8, 15))
     strength = rng.uniform(0.6, 0.95) if kind != "faint" else rng.uniform(0.03, 0.06)
     area = rng.uniform(0.4, 1.0) if kind != "small" else rng.uniform(0.08, 0.2)
-    return _Flash(kind, period, strength, area, color)  # type: ignore[arg-type]
+    return _Flash(kind, period, strength, area, color)
 
 
 @dataclass(frozen=True)

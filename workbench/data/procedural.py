@@ -119,7 +119,7 @@ class ProceduralClips:
             *(stacked(n) for n in ("motion", "camera", "shape", "count")),
         )  # fmt: skip
 
-    def _clip(self, rng: np.random.Generator, bank: _Bank, hard: float) -> dict[str, np.ndarray]:
+    def _clip(self, rng: np.random.Generator, bank: _Bank, hard: float) -> dict[str, np.ndarray | np.int64]:
         """One clip's layers and labels; ``hard`` from 0 (start of the curriculum) to 1."""
         T = self.num_frames
         motion, shape = int(rng.integers(len(PRETRAIN_MOTIONS))), int(rng.integers(len(SHAPES)))
