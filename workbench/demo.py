@@ -50,7 +50,7 @@ def demo(
     with step("explain"):
         shown = table.test.head(4)
         methods = ("rollout", "integrated_gradients")
-        maps = [explain(runs["full"], shown, method=m, task="action", device=device) for m in methods]
+        maps = [explain(runs["full"], shown, method=m, task="action", steps=16, device=device) for m in methods]
     with step("errors"):
         wrong = [errors(runs["full"], task=task.name) for task in table.tasks]
     with step("predict a file never seen"):

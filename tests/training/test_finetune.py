@@ -274,3 +274,17 @@ def test_fine_tune_killed_and_started_again_ends_with_the_same_weights(
     assert all(torch.equal(weights[name], unbroken[name]) for name in weights)
     a, b = load_run(folder).history, full_run.history
     pd.testing.assert_frame_equal(a.drop(columns="seconds"), b.drop(columns="seconds"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fine_tune_on_cuda_gives_a_run_that_predicts_alike_on_the_cpu(
+    tiny_checkpoint, tiny_table, runs_dir: Path, precision: str
+) -> None:
+    setup = setup_for(tiny_checkpoint, precision=precision)
+    run = fine_tune(setup, tiny_table, runs_dir=runs_dir, device="cuda", workers=1, progress=False)
+    assert run.record["device"]["kind"] == "cuda" and run.record["device"]["peak_memory_bytes"] > 0
+    said = predict_table(run, tiny_table, split="test", device="cpu").reset_index(drop=True)
+    stored = run.predictions.query("split == 'test' and task == 'speed'").reset_index(drop=True)
+    # TF32 is off for float32 products; what is left is the order of sums.
+    assert np.allclose(said[said.task == "speed"].prediction, stored.prediction, atol=1e-2)

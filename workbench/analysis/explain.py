@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from workbench.analysis.maps import Maps
 from workbench.data.tables import ClipTable, Task
 from workbench.models.tml import TML
+from workbench.training.predict import pick_device
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def explain(
     for name, value, allowed in (("method", method, METHODS), ("baseline", baseline, BASELINES)):
         if value not in allowed:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
-    where = pick_device(device)
+    where = str(pick_device(device))
     model: TML = run.model(where)
     chosen = model.task(task) if task else model.tasks[0]
     frames, clip_ids = _frames(run, clips, progress)
@@ -165,13 +166,6 @@ def _class_index(task: Task, target: int | str | np.integer) -> int:
     elif 0 <= target < len(task.classes):
         return int(target)
     raise ValueError(f"target={target!r} is no class of task {task.name!r}; it has {list(task.classes)}")
-
-
-def pick_device(device: str) -> str:
-    """``auto``: CUDA where there is one, else the CPU."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager
