@@ -1,4 +1,5 @@
 import pytest
+
 from workbench.data.protocol import Protocol
 
 
