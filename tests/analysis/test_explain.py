@@ -21,6 +21,7 @@ from workbench.data.protocol import Protocol
 from workbench.data.tables import ClipTable, Task
 from workbench.models.backbones import load_backbone
 from workbench.models.tml import TML
+from workbench.training import predict
 
 ACTION = Task("action", "multiclass", ("left", "right", "up"))
 SAFETY = Task("safety", "binary", ("safe", "unsafe"))
@@ -302,7 +303,6 @@ def test_explain_takes_a_tensor_like_an_array_and_the_first_task_by_default(make
 def test_explain_decodes_a_table_by_the_runs_protocol(make_run, clips, monkeypatch, tmp_path):
     import pandas as pd
 
-    cache = pytest.importorskip("workbench.data.cache")
     names = ["a", "broken", "b"]
     frame = pd.DataFrame(
         {"clip_id": names, "path": [f"{n}.mp4" for n in names], "start_seconds": np.nan, "end_seconds": np.nan,
@@ -315,7 +315,7 @@ def test_explain_decodes_a_table_by_the_runs_protocol(make_run, clips, monkeypat
         seen.update(options)
         return SimpleNamespace(clips=clips, table=asked[np.array([0, 2])])
 
-    monkeypatch.setattr(cache, "decode_table", decode)
+    monkeypatch.setattr(predict, "decode_table", decode)
     run = make_run()
     run.protocol = Protocol(num_frames=8, size_px=32, fit="pad", sampling="single", decoder="pyav")
     maps = explain(run, table, progress=False)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from workbench.training.finetune import fine_tune
-from workbench.training.loop import rate
+from workbench.training.loop import epoch_row, rate
 from workbench.training.predict import predict, predict_table
 from workbench.training.runs import Run, build_model, load_run
 from workbench.training.setup import Setup
@@ -39,6 +39,14 @@ def test_rate_rises_linearly_and_falls_along_a_cosine() -> None:
     assert rate(10, 100, 0.1) == pytest.approx(1.0)
     assert rate(55, 100, 0.1) == pytest.approx(0.5)
     assert rate(100, 100, 0.1) == pytest.approx(0.0)
+
+
+def test_epoch_row_lines_up_under_its_head() -> None:
+    first = {"epoch": 1, "step": 3, "lr": 0.1, "train_loss": 2.5, "val_score": 0.25, "seconds": 1.5}
+    head, row = epoch_row([first]).splitlines()
+    assert head.split() == ["epoch", "train_loss", "val_score", "seconds"]
+    assert row.split() == ["1", "2.5", "0.25", "1.5"] and len(head) == len(row)
+    assert epoch_row([first, first | {"epoch": 2}]).split()[0] == "2"
 
 
 def test_fine_tune_writes_a_whole_run_folder(full_run: Run, tiny_table) -> None:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from workbench.analysis.maps import Maps
 from workbench.data.tables import ClipTable, Task
 from workbench.models.tml import TML
-from workbench.training.predict import pick_device
+from workbench.training.predict import decode_for, pick_device
 
 log = logging.getLogger(__name__)
 
@@ -201,14 +201,8 @@ def _frames(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """uint8 frames (B, T, H, W, 3) as the model sees them, and a name for each clip."""
     if isinstance(clips, ClipTable):
-        from workbench.data.cache import decode_table
-
-        how = run.protocol
-        decoded = decode_table(
-            clips, num_frames=how.num_frames, size_px=how.size_px, fit=how.fit, sampling=how.sampling,
-            decoder=how.decoder, progress=progress,
-        )  # fmt: skip
-        frames, ids = np.array(decoded.clips), tuple(decoded.table.frame.clip_id.astype(str))
+        decoded, table = decode_for(run, clips, progress=progress)
+        frames, ids = np.array(decoded), tuple(table.frame.clip_id.astype(str))
         if len(ids) < len(clips):
             log.warning("%d of %d clips could not be decoded and are not explained", len(clips) - len(ids), len(clips))
     else:

@@ -137,10 +137,20 @@ def train(
         save_checkpoint(folder, state, model, optimizer, best)
         saved = time.monotonic()
         bar.set_postfix(loss=f"{state.history[-1]['train_loss']:.3f}", val=f"{scores['val_score']:.3f}")
+        if progress:
+            tqdm.write(epoch_row(state.history))
         if watch:
             watch(pd.DataFrame(state.history))
     bar.close()
     return state, best
+
+
+def epoch_row(history: list[dict[str, float]]) -> str:
+    """The last epoch as a line of a text table, under a head before the first."""
+    shown = [name for name in history[-1] if name not in ("step", "lr")]
+    row = "  ".join(f"{history[-1][name]:>{max(7, len(name))}.4g}" for name in shown)
+    head = "  ".join(f"{name:>7}" for name in shown)
+    return f"{head}\n{row}" if len(history) == 1 else row
 
 
 def _stale(state: Progress, setup: Setup) -> bool:
