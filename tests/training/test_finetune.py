@@ -136,19 +136,31 @@ def test_fine_tune_learns_the_direction_of_sixteen_clips(tiny_checkpoint, tiny_t
     assert run.history.train_loss.iloc[-1] < 0.1
 
 
-def test_fine_tune_stops_early_and_keeps_the_best_epoch(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
-    # Nothing trains at rate zero: the score never rises, ties count as the best, so it runs on ...
-    frozen = setup_for(tiny_checkpoint, strategy="linear", head_lr=0.0, epochs=4, patience=1)
-    assert len(fine_tune(frozen, tiny_table, runs_dir=runs_dir, **QUIET).history) == 4
-    # ... and a run whose score can only fall ends after `patience` epochs without a best.
-    run = fine_tune(
-        setup_for(tiny_checkpoint, strategy="full", epochs=30, patience=2, lr=1e-2), tiny_table,
-        runs_dir=runs_dir, **QUIET,
-    )  # fmt: skip
-    history = run.history
-    assert run.record["best_val_score"] == history.val_score.max()
-    assert history.val_score[run.record["best_epoch"] - 1] == history.val_score.max()
-    assert len(history) == 30 or len(history) - run.record["best_epoch"] == 2
+def test_fine_tune_keeps_the_last_epoch_unless_it_may_stop_early(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
+    # A rate this high makes the val score jump about, so that best and last epoch differ.
+    wild = setup_for(tiny_checkpoint, strategy="full", epochs=8, lr=1e-2, head_lr=1e-2)
+    last = fine_tune(wild, tiny_table, runs_dir=runs_dir, **QUIET)
+    best = fine_tune(wild.replace(patience=8), tiny_table, runs_dir=runs_dir, **QUIET)
+    assert last.record["kept_epoch"] == 8 == len(last.history)
+    scores = best.history.val_score
+    assert list(scores) == list(last.history.val_score)
+    assert best.record["kept_epoch"] == best.record["best_epoch"] < 8, "choose another rate: the last epoch was best"
+    assert scores[best.record["kept_epoch"] - 1] == scores.max()
+    shown = best.predictions.query("split == 'val' and task == 'direction' and target == target")
+    right = (shown.target == shown.prediction).mean()
+    assert right == pytest.approx(best.history.val_direction[best.record["kept_epoch"] - 1])
+
+
+def test_fine_tune_stops_when_the_val_score_no_longer_rises(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
+    setup = setup_for(tiny_checkpoint, strategy="full", epochs=30, patience=2, lr=1e-2, head_lr=1e-2)
+    run = fine_tune(setup, tiny_table, runs_dir=runs_dir, **QUIET)
+    assert len(run.history) < 30
+    assert len(run.history) - run.record["best_epoch"] == 2
+
+
+def test_fine_tune_spells_out_the_defaults_it_used(full_run: Run) -> None:
+    assert (full_run.setup.lr, full_run.setup.head_lr) == Setup(strategy="full").rates
+    assert full_run.setup.tasks == ("direction", "bright", "speed")
 
 
 def test_fine_tune_watch_sees_every_epoch(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
@@ -173,7 +185,7 @@ def test_fine_tune_accumulates_to_the_gradient_of_the_large_batch(tiny_checkpoin
 
 def test_fine_tune_names_a_split_that_is_missing(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
     no_val = tiny_table[(tiny_table.frame.split != "val").to_numpy()]
-    with pytest.raises(ValueError, match="has no val clips to choose the best epoch by"):
+    with pytest.raises(ValueError, match="has no val clips to watch the training by"):
         fine_tune(setup_for(tiny_checkpoint), no_val, runs_dir=runs_dir, **QUIET)
 
 

@@ -73,7 +73,7 @@ def make_run(
     history["val_score"] = skill * (1 - np.exp(-epochs / 2)) + rng.normal(0, 0.01, 8)
     history["val_action"] = history["val_score"] * 0.9
     record = {
-        "best_epoch": 6, "setup": {"backbone": "nano", "strategy": name, "lr": 8e-4, "seed": seed, "tasks": ["action"]},
+        "kept_epoch": 6, "setup": {"backbone": "nano", "strategy": name, "lr": 8e-4, "seed": seed, "tasks": ["action"]},
         "parameters": {"trainable": int(2e6 * skill), "total": 2_400_000},
         "timings": {"train_seconds": 40 * skill, "clips_per_second": 210.0},
         "data": {"quarantined": 1},

@@ -36,7 +36,7 @@ class Feed:
 def feed(table: ClipTable, setup: Setup, backbone: Backbone, *, workers: int, progress: bool) -> Feed:
     """Decode what a run needs (once; later runs find it in the cache). Raises ValueError on an empty train or val
     split."""
-    for split, what in (("train", "train on"), ("val", "choose the best epoch by")):
+    for split, what in (("train", "train on"), ("val", "watch the training by")):
         if not (table.frame.split == split).any():
             raise ValueError(
                 f"{table.info.name!r} has no {split} clips to {what}; split it, for example with "

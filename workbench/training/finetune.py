@@ -38,7 +38,7 @@ def fine_tune(
     progress: bool = True,
     watch: Watcher | None = None,
 ) -> Run:
-    """Train one setup on a table's ``train`` split, choose the epoch on ``val``, predict ``val`` and ``test``.
+    """Train one setup on a table's ``train`` split, watch it on ``val``, predict ``val`` and ``test``.
 
     ``setup`` may be just a strategy's name. The run goes to a folder in ``runs_dir`` named after table, setup and data;
     called again with the same, it resumes what was interrupted and returns what is finished. ``device``: ``auto``,
@@ -49,6 +49,9 @@ def fine_tune(
     setup = Setup(strategy=setup) if isinstance(setup, str) else setup
     table = clips if isinstance(clips, ClipTable) else open_clips(clips)
     table = table.with_tasks(setup.tasks or [task.name for task in table.tasks])
+    backbone_lr, head_lr = setup.rates
+    # Spelled out, so that a run says what it did even when a default changes.
+    setup = setup.replace(tasks=tuple(task.name for task in table.tasks), lr=backbone_lr, head_lr=head_lr)
     _check_labels(table)
     chosen = pick_device(device)
     model = build_model(setup, table.tasks)
@@ -65,15 +68,15 @@ def fine_tune(
     standard = standardisation(data.train.table, table.tasks)
     accelerator = make_accelerator(setup, chosen, compile_model=compile_model)
     with torch.random.fork_rng(devices=[]):  # the loop seeds every step; the caller's own randomness stays as it was
-        state, best = train(
+        state, kept = train(
             model, data, setup, accelerator, folder, standard,
             flip=table.info.horizontal_flip, progress=progress, watch=watch,
         )  # fmt: skip
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    model.load_state_dict(best, strict=False)
+    model.load_state_dict(kept, strict=False)
     predictions = _predictions(model, data, standard)
     record = _record(label, setup, table, data, model, state, standard, fingerprint, accelerator, decode_seconds)
-    run = save_run(folder, record, history=pd.DataFrame(state.history), predictions=predictions, weights=best)
+    run = save_run(folder, record, history=pd.DataFrame(state.history), predictions=predictions, weights=kept)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return run
 
@@ -165,6 +168,7 @@ def _record(
             "train_seconds": round(seconds, 3), "decode_seconds": round(decode_seconds, 3),
             "clips_per_second": round(len(state.history) * counts["train"] / max(seconds, 1e-9), 3),
         },
+        "kept_epoch": state.kept_epoch,
         "best_epoch": state.best_epoch,
         "best_val_score": state.best_score,
         "backbone_fingerprint": backbone_fingerprint,

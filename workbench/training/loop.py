@@ -43,6 +43,7 @@ class Progress:
     clips_seen: int = 0
     seconds: float = 0.0
     best_epoch: int = 0
+    kept_epoch: int = 0
     best_score: float = -math.inf
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -82,8 +83,8 @@ def train(
     """The loop: augment, forward, sum of task losses, backward, step; after each epoch the score on val.
 
     Everything random depends on (seed, epoch, step), so a run resumed from ``folder/checkpoint`` ends with the
-    weights an unbroken one would have. Returns the progress and the trained weights of the epoch with the best val
-    score.
+    weights an unbroken one would have. Returns the progress and the weights that are kept: of the
+    last epoch or, with ``setup.patience``, of the one with the best val score.
     """
     backbone, tasks = model.backbone, model.tasks
     augment = Augment(
@@ -93,7 +94,7 @@ def train(
     order = EpochOrder(len(data.train), setup.seed)
     network, optimizer, batches = accelerator.prepare(model, optimizer, loader(data.train, order, setup.batch_size))
     steps = setup.epochs * math.ceil(len(batches) / setup.accumulation)
-    state, best = load_checkpoint(folder, model, optimizer, accelerator.device)
+    state, kept = load_checkpoint(folder, model, optimizer, accelerator.device)
     saved = time.monotonic()
 
     bar = tqdm(total=steps, initial=state.step, desc=folder.name[:30], disable=not progress, mininterval=0.5)
@@ -122,19 +123,23 @@ def train(
             state.clips_seen += len(clips)
             if time.monotonic() - saved > _CHECKPOINT_SECONDS:
                 state.seconds, began = state.seconds + time.monotonic() - began, time.monotonic()
-                save_checkpoint(folder, state, model, optimizer, best)
+                save_checkpoint(folder, state, model, optimizer, kept)
                 saved = time.monotonic()
 
         scores = val_scores(model, data.val, standard, setup)
         if scores["val_score"] >= state.best_score:
-            state.best_epoch, state.best_score, best = state.epoch + 1, scores["val_score"], trained_state(model)
+            state.best_epoch, state.best_score = state.epoch + 1, scores["val_score"]
+        # A val score of few clips is noisy: it decides only where early stopping was asked for. Else the last epoch,
+        # where the rate has come down to zero, is kept, and nothing was selected.
+        if not setup.patience or state.best_epoch == state.epoch + 1:
+            state.kept_epoch, kept = state.epoch + 1, trained_state(model)
         state.seconds += time.monotonic() - began
         line = {"epoch": state.epoch + 1, "step": state.step, "lr": max(g["lr"] for g in optimizer.param_groups)}
         state.history.append(
             line | {"train_loss": state.loss_sum / state.clips_seen} | scores | {"seconds": state.seconds}
         )
         state.epoch, state.batch, state.loss_sum, state.clips_seen = state.epoch + 1, 0, 0.0, 0
-        save_checkpoint(folder, state, model, optimizer, best)
+        save_checkpoint(folder, state, model, optimizer, kept)
         saved = time.monotonic()
         bar.set_postfix(loss=f"{state.history[-1]['train_loss']:.3f}", val=f"{scores['val_score']:.3f}")
         if progress:
@@ -142,7 +147,7 @@ def train(
         if watch:
             watch(pd.DataFrame(state.history))
     bar.close()
-    return state, best
+    return state, kept
 
 
 def epoch_row(history: list[dict[str, float]]) -> str:
@@ -196,14 +201,14 @@ def val_scores(model: TML, val: DecodedClips, standard: Standard, setup: Setup) 
 
 
 def save_checkpoint(
-    folder: Path, state: Progress, model: TML, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]
+    folder: Path, state: Progress, model: TML, optimizer: torch.optim.Optimizer, kept: dict[str, Tensor]
 ) -> None:
     """One file, replaced whole: a kill leaves the last one or this one."""
     content = {
         "progress": vars(state),
         "model": trained_state(model),
         "optimizer": optimizer.state_dict(),
-        "best": best,
+        "kept": kept,
     }
     (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "checkpoint" / "state.pt", lambda path: torch.save(content, path))
@@ -221,4 +226,4 @@ def load_checkpoint(
     optimizer.load_state_dict(content["optimizer"])
     state = Progress(**content["progress"])
     log.info("resuming %s at epoch %d, batch %d", folder.name, state.epoch + 1, state.batch)
-    return state, {name: value.cpu() for name, value in content["best"].items()}
+    return state, {name: value.cpu() for name, value in content["kept"].items()}

@@ -99,9 +99,9 @@ class Run:
 
     def __repr__(self) -> str:
         clips, last = self.record["data"]["clips"], self.history.iloc[-1]
-        best = f"best epoch {self.record['best_epoch']} of {int(last.epoch)}"
+        kept = f"epoch {self.record['kept_epoch']} of {int(last.epoch)} kept"
         return (
-            f"Run {self.name!r}: {self.setup.strategy} from {self.setup.backbone}, {best}, "
+            f"Run {self.name!r}: {self.setup.strategy} from {self.setup.backbone}, {kept}, "
             f"{clips['train']} train / {clips['val']} val / {clips['test']} test clips, "
             f"{self.record['parameters']['trainable']:,} trainable parameters, "
             f"{self.record['timings']['train_seconds']:.0f} s"

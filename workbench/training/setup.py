@@ -40,7 +40,8 @@ class Setup:
     crop_scale: float = 0.6
     """Smallest random crop, as a share of the frame's area."""
     patience: int = 0
-    """Stop when the val score has not risen for this many epochs; 0 never stops early. The best epoch is kept."""
+    """0: train all epochs and keep the last. Else stop when the val score has not risen for this many epochs, and keep
+    the best."""
     sampling: str = "uniform"
     """``single`` shows one frame, repeated: what can be had without motion."""
     fit: str = "crop"

@@ -35,7 +35,7 @@ def named_runs(runs: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
 def learning_curves(
     runs: Mapping[str, Any] | Sequence[Any], *, task: str | None = None, styles: Mapping[str, LineStyle] | None = None
 ) -> go.Figure:
-    """Train loss and validation score by epoch, one line per run in its own colour; the best epoch is a larger dot.
+    """Train loss and validation score by epoch, one line per run in its own colour; the larger dot is the epoch kept.
 
     ``task`` shows that task's own validation metric (``val_<task>``) where the history has it.
     """
@@ -50,7 +50,7 @@ def learning_curves(
     for name, run in named.items():
         history: pd.DataFrame = run.history
         score = f"val_{task}" if task and f"val_{task}" in history else "val_score"
-        best = (getattr(run, "record", None) or {}).get("best_epoch")
+        best = (getattr(run, "record", None) or {}).get("kept_epoch")
         for column, key in ((1, "train_loss"), (2, score)):
             fig.add_scatter(
                 x=history["epoch"], y=gaps(history[key]), row=1, col=column,
