@@ -22,7 +22,7 @@ from workbench.training.runs import environment
 
 HERE = Path(__file__).resolve().parent
 EGO_SPLITS = (0, 1, 2)
-EGO: dict[str, Any] = {"epochs": 40, "batch_size": 16, "crop_scale": 0.6}
+EGO: dict[str, Any] = {"epochs": 30, "batch_size": 16, "crop_scale": 0.6}
 
 
 def playground_part(args: argparse.Namespace) -> list[str]:

@@ -101,6 +101,28 @@ def test_fine_tune_is_the_same_for_the_same_seed_and_not_for_another(full_run: R
     assert any(not torch.equal(changed[name], stored[name]) for name in stored)
 
 
+def test_fine_tune_shuffles_anew_in_every_epoch_and_misses_no_clip(
+    tiny_checkpoint, tiny_table, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workbench.training import loop
+
+    seen: list[float] = []
+    original = loop.total_loss
+
+    def spied(tasks, outputs, targets, *args, **options):
+        if outputs["speed"].requires_grad:  # training, not validation
+            seen.extend(targets[:, 0].tolist())
+        return original(tasks, outputs, targets, *args, **options)
+
+    monkeypatch.setattr(loop, "total_loss", spied)
+    # The label is the clip's own number, so that it tells which clip came when.
+    numbered = tiny_table._with(tiny_table.frame.assign(speed=np.arange(32.0)))
+    fine_tune(setup_for(tiny_checkpoint, tasks=("speed",)), numbered, runs_dir=runs_dir, **QUIET)
+    first, second = seen[:16], seen[16:32]
+    assert sorted(first) == sorted(second) == list(range(16))
+    assert first != second and first != sorted(first)
+
+
 def test_fine_tune_leaves_the_callers_random_state_alone(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()

@@ -162,5 +162,5 @@ white-space:nowrap;vertical-align:top}
 .wb-plot svg{max-width:100%;height:auto}
 .jupyter-widgets .js-plotly-plot .main-svg :is(.xtick,.ytick,.xaxislayer-above,.yaxislayer-above,.infolayer) text{
 fill:var(--jp-ui-font-color1,#777)!important}
-.wb-view .jupyter-widgets.widget-html-content{min-width:0;max-width:100%}
+.wb-view .widget-html-content{min-width:0;max-width:100%}
 </style>"""
