@@ -34,7 +34,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 class PretrainSetup:
     """The pretraining recipe; the defaults made the shipped ``nano``."""
 
-    steps: int = 3200
+    steps: int = 2000
     batch_size: int = 32
     lr: float = 8e-4
     betas: tuple[float, float] = (0.9, 0.98)
