@@ -28,8 +28,8 @@ EGO: dict[str, Any] = {"epochs": 30, "batch_size": 16, "crop_scale": 0.6}
 def playground_part(args: argparse.Namespace) -> list[str]:
     """Scratch, linear, attentive and full at one budget, and full on a single repeated frame."""
     clips = wb.playground()
-    setups = {name: wb.Setup(strategy=name, epochs=8) for name in ("scratch", "linear", "attentive", "full")}
-    setups["full, single frame"] = wb.Setup(strategy="full", epochs=8, sampling="single")
+    setups = {name: wb.Setup(strategy=name, epochs=6) for name in ("scratch", "linear", "attentive", "full")}
+    setups["full, single frame"] = wb.Setup(strategy="full", epochs=6, sampling="single")
     runs = wb.sweep(clips, setups, runs_dir=args.runs, device=args.device)
     single = runs.pop("full, single frame")
     comparison = wb.compare(runs, reference="scratch")
@@ -37,7 +37,7 @@ def playground_part(args: argparse.Namespace) -> list[str]:
     table = comparison.formatted().drop(columns="note", errors="ignore")
     sizes = ", ".join(f"{len(clips.split(split))} {split}" for split in ("train", "val", "test"))
     return [
-        f"### Playground ({sizes} clips; 8 epochs, seed 0)",
+        f"### Playground ({sizes} clips; 6 epochs, seed 0)",
         "",
         "```",
         table.to_string(index=False),

@@ -53,6 +53,6 @@ def test_readme_notebook_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     (block,) = PYTHON
     space: dict = {}
-    exec(block.replace("epochs=8", "epochs=2"), space)  # the README's own code, with less to wait for
+    exec(block.replace("epochs=6", "epochs=2"), space)  # the README's own code, with less to wait for
     assert list(space["runs"]) == ["scratch", "linear", "full"]
     assert space["maps"].values.shape == (8, 4, 8, 8)

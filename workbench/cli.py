@@ -203,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--report", default="reports/quickstart.html")
     sub.add_argument("--runs", default="runs")
     sub.add_argument("--clips", type=int, default=600, help="size of the playground (a multiple of 4)")
-    sub.add_argument("--epochs", type=int, default=8)
+    sub.add_argument("--epochs", type=int, default=6)
     sub.add_argument("--device", default="auto")
     sub.add_argument("--workers", type=int, default=2)
     sub = verb("lab", _lab, "open the notebooks in JupyterLab")

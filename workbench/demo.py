@@ -17,7 +17,7 @@ from workbench.views.report import quickstart_report
 log = logging.getLogger(__name__)
 
 STRATEGIES = ("scratch", "linear", "full")
-EPOCHS = 8
+EPOCHS = 6
 NEXT_STEPS = (
     "make lab: the notebooks, starting with 01_quickstart.ipynb",
     "workbench train YOUR_FOLDER --task NAME: the same on your own clips (one sub-folder per class, or a CSV)",

@@ -77,7 +77,7 @@ def test_playground_quality_is_the_ssim_of_the_stored_file(small, truths) -> Non
             structural_similarity(
                 a @ weights, b @ weights, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
             )
-            for a, b in zip(truths[row.clip_id].pristine, stored, strict=True)
+            for a, b in zip(truths[row.clip_id].pristine[::2], stored[::2], strict=True)
         ]
         # Six decimals are stored; decord's and PyAV's colour conversion are the same.
         assert row.quality == pytest.approx(np.mean(scores), abs=2e-4), row.clip_id
@@ -153,7 +153,7 @@ def digest(folder: Path) -> dict[str, str]:
 def test_playground_is_byte_identical_for_a_seed_whatever_the_workers(small, tmp_path: Path) -> None:
     again = playground(tmp_path / "again", clips=CLIPS, workers=1, progress=False)
     assert digest(again.root) == digest(small.root)
-    other = module._produce(1, 0, 0)[0]
+    other = module._produce(1, 0, 0)
     assert not np.array_equal(other.pristine, playground_truth("s000-c0").pristine)
 
 

@@ -48,11 +48,16 @@ def chromium() -> Iterator[Any]:
 def test_report_in_a_browser_plays_fits_and_stays_offline(report: Path, chromium: Any, width: int, scheme: str) -> None:
     context = chromium.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme, offline=True)
     page = context.new_page()
-    page.set_default_timeout(90_000)
+    page.set_default_timeout(130_000)
     trouble: list[str] = []
     page.on("console", lambda m: trouble.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: trouble.append(str(e)))
-    page.on("dialog", lambda d: (trouble.append("a script of the data ran"), d.dismiss()))
+
+    def refuse(dialog: Any) -> None:
+        trouble.append("a script of the data ran")
+        dialog.dismiss()
+
+    page.on("dialog", refuse)
     page.on("request", lambda r: trouble.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
     page.goto(report.as_uri(), wait_until="domcontentloaded")
     page.wait_for_function("() => document.querySelectorAll('.js-plotly-plot .main-svg').length >= 12")

@@ -31,6 +31,8 @@ from workbench.data.tables import ClipTable, DatasetInfo, Task
 from workbench.data.textures import SHAPES, sprite, texture
 
 if TYPE_CHECKING:
+    import torch
+
     from workbench.data.scenes import Scenes
 
 log = logging.getLogger(__name__)
@@ -135,31 +137,31 @@ def _main_track(action: str, rng: np.random.Generator) -> Track:
     return Track(drawn.center - middle + rng.uniform(-0.35, 0.35, 2), drawn.scale, drawn.angle)
 
 
-def _produce(seed: int, scene_index: int, clip: int) -> tuple[ClipTruth, dict[str, object], np.random.Generator]:
-    """Render one clip: its truth, its metadata, and the generator to go on with (degradation)."""
+@dataclass(frozen=True)
+class _Rendered:
+    """One clip before damage: its frames, where everything is, its metadata, and the generator to go on with."""
+
+    pristine: np.ndarray
+    scenes: "Scenes"
+    cover: "torch.Tensor"  # (1, K, T, H, W)
+    facts: dict[str, object]
+    rng: np.random.Generator
+
+
+def _produce(seed: int, scene_index: int, clip: int) -> _Rendered:
     import torch
 
-    from workbench.data.scenes import optical_flow, render
+    from workbench.data.scenes import render
 
     scene, action = _scene(seed, scene_index), _actions(seed, scene_index)[clip]
     rng = np.random.default_rng([seed, 2, scene_index, clip])
-    batch, shown = _layers(scene, action, rng)
+    scenes, shown = _layers(scene, action, rng)
     flash = _draw_flash(rng)
-    frames, cover = render(batch, 2 * SIZE_PX)
-    frames = torch.nn.functional.avg_pool2d(frames[0], 2)  # two-by-two supersampling
-    cover = torch.nn.functional.avg_pool2d(cover[0], 2)[None]
-    flow = optical_flow(batch, cover)[0] * (SIZE_PX / 2)
+    frames, cover = render(scenes, 2 * SIZE_PX)
+    frames, cover = (torch.nn.functional.avg_pool2d(x[0], 2) for x in (frames, cover))  # two-by-two supersampling
     lit = flash.over(frames.permute(0, 2, 3, 1).numpy())
-    placed = np.linalg.inv(batch.sprite_maps[0, -1].numpy())
-    truth = ClipTruth(
-        pristine=(lit * 255).round().astype(np.uint8),
-        mask=cover[0, -1].numpy(),
-        track_px=(placed[:, :2, 2] + 1) / 2 * SIZE_PX,
-        scale_px=np.sqrt(np.abs(np.linalg.det(placed[:, :2, :2]))) * SIZE_PX / 2,
-        angle=np.unwrap(np.arctan2(placed[:, 1, 0], placed[:, 0, 0])),
-        flow_px=flow.numpy(),
-    )
-    return truth, {"action": action, "shape": scene.shape, "distractors": shown, "flash": flash.kind}, rng
+    facts = {"action": action, "shape": scene.shape, "distractors": shown, "flash": flash.kind}
+    return _Rendered((lit * 255).round().astype(np.uint8), scenes, cover[None], facts, rng)
 
 
 def _layers(scene: _Scene, action: str, rng: np.random.Generator) -> "tuple[Scenes, int]":
@@ -197,15 +199,26 @@ def playground_truth(clip_id: str, *, seed: int = 0) -> ClipTruth:
         raise ValueError(f"{clip_id!r} is no playground clip id; they look like 's012-c3'") from None
     if not 0 <= clip < CLIPS_PER_SCENE or scene < 0:
         raise ValueError(f"{clip_id!r} is no playground clip id: a scene has clips c0 to c{CLIPS_PER_SCENE - 1}")
-    return _produce(seed, scene, clip)[0]
+    from workbench.data.scenes import optical_flow
+
+    made = _produce(seed, scene, clip)
+    placed = np.linalg.inv(made.scenes.sprite_maps[0, -1].numpy())
+    return ClipTruth(
+        pristine=made.pristine,
+        mask=made.cover[0, -1].numpy(),
+        track_px=(placed[:, :2, 2] + 1) / 2 * SIZE_PX,
+        scale_px=np.sqrt(np.abs(np.linalg.det(placed[:, :2, :2]))) * SIZE_PX / 2,
+        angle=np.unwrap(np.arctan2(placed[:, 1, 0], placed[:, 0, 0])),
+        flow_px=optical_flow(made.scenes, made.cover)[0].numpy() * (SIZE_PX / 2),
+    )
 
 
 def mean_ssim(reference: np.ndarray, frames: np.ndarray) -> float:
-    """Mean over frames of scikit-image's SSIM (Wang 2004 window settings) on luma; both uint8 (T, H, W, 3)."""
+    """scikit-image's SSIM (Wang 2004 settings) on luma, mean over every second frame; both uint8 (T, H, W, 3)."""
     from skimage.metrics import structural_similarity
 
     weights = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601 luma
-    pairs = zip(reference @ weights, frames @ weights, strict=True)
+    pairs = zip(reference[::2] @ weights, frames[::2] @ weights, strict=True)
     scores = [
         structural_similarity(a, b, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
         for a, b in pairs
@@ -219,19 +232,21 @@ def _write_scene(folder: Path, seed: int, scene_index: int, split: str) -> list[
     torch.set_num_threads(1)  # one worker process per core already
     rows = []
     for clip in range(CLIPS_PER_SCENE):
-        truth, facts, rng = _produce(seed, scene_index, clip)
+        made = _produce(seed, scene_index, clip)
+        rng = made.rng
         kind = str(rng.choice(DEGRADATIONS))
         severity = int(rng.integers(0, 6))
-        damaged, crf = degrade(truth.pristine, kind, severity, rng)
+        damaged, crf = degrade(made.pristine, kind, severity, rng)
         clip_id = f"s{scene_index:03d}-c{clip}"
         path = Path(split) / f"{clip_id}.mp4"
         write_clip(folder / path, damaged, fps=FPS, crf=crf)
         stored = read_clip(folder / path, num_frames=NUM_FRAMES)
-        report = flash_report(truth.pristine, FPS)
+        report = flash_report(made.pristine, FPS)
         rows.append({
             "clip_id": clip_id, "path": path.as_posix(), "start_seconds": np.nan, "end_seconds": np.nan,
             "split": split, "group": f"scene-{scene_index:03d}", "safety": float(report.unsafe),
-            "quality": round(mean_ssim(truth.pristine, stored), 6), "degradation": kind, "severity": severity, **facts,
+            "quality": round(mean_ssim(made.pristine, stored), 6), "degradation": kind, "severity": severity,
+            **made.facts,
         })  # fmt: skip
     return rows
 
@@ -303,6 +318,5 @@ def _move_into_place(built: Path, home: Path) -> None:
 
 def playground_example(path: str | Path, *, seed: int = 1, scene: int = 0, clip: int = 0) -> Path:
     """Write one clip of another seed to ``path``: a file that no run on the playground has seen."""
-    truth, _, _ = _produce(seed, scene, clip)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return write_clip(path, truth.pristine, fps=FPS, crf=PRISTINE_CRF)
+    return write_clip(path, _produce(seed, scene, clip).pristine, fps=FPS, crf=PRISTINE_CRF)
