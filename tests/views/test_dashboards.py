@@ -14,7 +14,9 @@ from tests.views.conftest import HOSTILE, StandInRun, make_maps, make_run
 from workbench.analysis.compare import compare
 from workbench.analysis.errors import errors
 from workbench.data.tables import ClipTable, Task
-from workbench.views.dashboards import AttentionView, ComparisonView, ErrorView
+from workbench.views.attention_view import AttentionView
+from workbench.views.comparison_view import ComparisonView
+from workbench.views.error_view import ErrorView
 from workbench.views.parts import FigureBox
 
 
