@@ -103,12 +103,12 @@ def _task_words(task: Any) -> str:
 
 
 def _spread(clips: ClipTable, count: int) -> ClipTable:
-    """``count`` clips, one per class of the first classification task in turn."""
+    """``count`` clips, one per class of the first classification task in turn, from all over the table."""
     task = next((t.name for t in clips.tasks if t.kind != "regression"), None)
-    order = np.arange(len(clips))
+    order = np.random.default_rng(0).permutation(len(clips))
     if task is not None:
-        turn = clips.frame.groupby(task, dropna=False).cumcount().to_numpy()
-        order = np.argsort(turn, kind="stable")
+        turn = clips.frame.iloc[order].groupby(task, dropna=False).cumcount().to_numpy()
+        order = order[np.argsort(turn, kind="stable")]
     return clips[order[:count]]
 
 
