@@ -1,5 +1,6 @@
 """The plots carry the numbers they were given, whole names, and nothing a page could execute."""
 
+import io
 import re
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from PIL import Image
 
 from tests.views.conftest import HOSTILE, TASKS, StandInRun, make_run
 from workbench.analysis.compare import compare
@@ -171,3 +173,17 @@ def test_plots_of_nothing_say_so() -> None:
 def test_a_binary_task_without_names_still_has_a_confusion_plot() -> None:
     run = make_run("r", 0.7, tasks=(Task("safe", "binary"), TASKS[0]))
     assert list(confusion_plot(errors(run, task="safe")).layout.xaxis.ticktext) == ["0", "1"]
+
+
+def test_filmstrip_shows_itself_in_a_notebook_without_pyplot() -> None:
+    frames = np.zeros((8, 16, 16, 3), np.uint8)
+    frames[4:] = 255
+    image = plt_image(filmstrip(frames, columns=2)._repr_png_())
+    # Two frames side by side: the left one black, the right one white.
+    middle = image[image.shape[0] // 2 + 5]
+    assert middle[len(middle) // 4] == pytest.approx(0, abs=0.05)
+    assert middle[3 * len(middle) // 4] == pytest.approx(1, abs=0.05)
+
+
+def plt_image(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("L"), float) / 255

@@ -1,5 +1,6 @@
 """Plots of runs, comparisons and errors: plotly figures that read on light and dark pages; and a filmstrip."""
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -221,6 +222,15 @@ def heat_curve(heats: Mapping[str, np.ndarray]) -> go.Figure:
     return fig
 
 
+class ShownFigure(matplotlib.figure.Figure):
+    """A figure that shows itself as a cell's value, whichever Matplotlib backend the notebook has set."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", bbox_inches="tight")
+        return buffer.getvalue()
+
+
 def filmstrip(
     frames: np.ndarray, heat: np.ndarray | None = None, *, signed: bool = False, columns: int = 8, opacity: float = 0.7
 ) -> matplotlib.figure.Figure:
@@ -230,7 +240,7 @@ def filmstrip(
         rows.append(overlay(frames, heat, signed=signed, opacity=opacity, scale=heat_scale([heat], signed=signed)))
     picks = np.unique(((np.arange(columns) + 0.5) * len(frames) / columns).astype(int))
     ratio = frames.shape[1] / frames.shape[2]
-    figure = matplotlib.figure.Figure(figsize=(1.4 * len(picks), (1.4 * ratio + 0.1) * len(rows) + 0.25), dpi=100)
+    figure = ShownFigure(figsize=(1.4 * len(picks), (1.4 * ratio + 0.1) * len(rows) + 0.25), dpi=100)
     axes = figure.subplots(len(rows), len(picks), squeeze=False)
     for r, row in enumerate(rows):
         for c, t in enumerate(picks):
