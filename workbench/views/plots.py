@@ -233,7 +233,7 @@ class ShownFigure(matplotlib.figure.Figure):
 
 def filmstrip(
     frames: np.ndarray, heat: np.ndarray | None = None, *, signed: bool = False, columns: int = 8, opacity: float = 0.7
-) -> matplotlib.figure.Figure:
+) -> ShownFigure:
     """``columns`` frames spread over a clip uint8 ``(T, H, W, 3)``; with ``heat`` (T, H, W) a tinted row below."""
     rows = [frames]
     if heat is not None:
