@@ -73,7 +73,7 @@ def egogestar_part(args: argparse.Namespace) -> list[str]:
         mean, low, high = session_interval(parts)
         lines.append(f"- {strategy}: mean accuracy {mean:.3f}, 95 % interval [{low:.3f}, {high:.3f}] over sessions")
     floor = "Floors: chance 0.10; 5-nearest-neighbours on a motion path 0.66 (measured elsewhere, not here)."
-    return [*lines, "", f"Setup: {EGO}; the epoch is chosen on val, the score is on test. {floor}"]
+    return [*lines, "", f"Setup: {EGO}; the last epoch is kept, nothing is chosen on test. {floor}"]
 
 
 def session_interval(parts: list[pd.DataFrame], resamples: int = 2000) -> tuple[float, float, float]:
