@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from workbench.training.finetune import fine_tune
+from workbench.training.finetune import fine_tune, make_accelerator
 from workbench.training.loop import epoch_row, rate
 from workbench.training.predict import predict, predict_table
 from workbench.training.runs import Run, build_model, load_run
@@ -249,6 +249,11 @@ def test_predict_of_only_unreadable_files_has_only_reasons(full_run: Run, tmp_pa
     assert len(table) == 1 and table.reason[0] and pd.isna(table.direction[0])
 
 
+def test_make_accelerator_names_the_way_to_another_gpu() -> None:
+    with pytest.raises(ValueError, match="set CUDA_VISIBLE_DEVICES=1"):
+        make_accelerator(Setup(), torch.device("cuda:1"))
+
+
 def test_sweep_names_runs_and_refuses_twins(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
     runs = sweep(tiny_table, ["linear", "full"], runs_dir=runs_dir, backbone=tiny_checkpoint, epochs=1, **QUIET)
     assert list(runs) == ["linear", "full"] and [r.name for r in runs.values()] == ["linear", "full"]
@@ -270,7 +275,7 @@ SCRIPT = """
 import os, signal, sys
 import workbench.training.loop as loop
 from workbench.data.tables import ClipTable
-from workbench.training.finetune import fine_tune
+from workbench.training.finetune import fine_tune, make_accelerator
 from workbench.training.setup import Setup
 import json
 
@@ -291,30 +296,34 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
 def test_fine_tune_killed_and_started_again_ends_with_the_same_weights(
-    full_run: Run, tiny_table, runs_dir: Path, tmp_path: Path
+    full_run: Run, tiny_table, runs_dir: Path, tmp_path: Path, accumulation: int
 ) -> None:
+    setup = full_run.setup.replace(accumulation=accumulation)
+    reference = fine_tune(setup, tiny_table, runs_dir=tmp_path / "unbroken", **QUIET)
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     absolute = tiny_table.frame.assign(path=[str(p) for p in tiny_table.files()])
     tiny_table._with(absolute, allow_outside_root=True).save(tmp_path / "table")
-    record = json.dumps(full_run.setup.to_json())
+    record = json.dumps(setup.to_json())
 
     def start(die_after: int) -> int:
         command = [sys.executable, str(script), record, str(tmp_path / "table"), str(runs_dir), str(die_after)]
         return subprocess.run(command, timeout=300, check=False).returncode
 
-    # Three batches an epoch: once in the middle of the first epoch, once in the middle of the second.
-    assert start(3) == -signal.SIGKILL
+    # Three batches an epoch: once in the middle of the first epoch (with accumulation between two optimiser steps),
+    # once in the middle of the second.
+    assert start(4 - accumulation) == -signal.SIGKILL
     assert not list(runs_dir.glob("*/run.json"))
     assert start(4) == -signal.SIGKILL
     assert start(10**9) == 0
     (folder,) = [p.parent for p in runs_dir.glob("*/run.json")]
     weights = load_file(folder / "weights.safetensors")
-    unbroken = load_file(full_run.folder / "weights.safetensors")
+    unbroken = load_file(reference.folder / "weights.safetensors")
     assert weights.keys() == unbroken.keys()
     assert all(torch.equal(weights[name], unbroken[name]) for name in weights)
-    a, b = load_run(folder).history, full_run.history
+    a, b = load_run(folder).history, reference.history
     pd.testing.assert_frame_equal(a.drop(columns="seconds"), b.drop(columns="seconds"))
 
 

@@ -118,6 +118,11 @@ def native_bf16(device: torch.device) -> bool:
 def make_accelerator(setup: Setup, device: torch.device, *, compile_model: bool = False) -> Accelerator:
     """Accelerate for this device and precision. Its state is process-wide and would keep an earlier run's, so reset
     it."""
+    if device.index:
+        raise ValueError(
+            f"device={str(device)!r}: training takes the first visible GPU; set CUDA_VISIBLE_DEVICES={device.index} "
+            "and use device='cuda'"
+        )
     AcceleratorState._reset_state(reset_partial_state=True)
     bf16 = setup.precision == "bf16" or (setup.precision == "auto" and native_bf16(device))
     return Accelerator(

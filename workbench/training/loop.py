@@ -121,7 +121,8 @@ def train(
             state.batch += 1
             state.loss_sum += _finite(loss, state) * len(clips)
             state.clips_seen += len(clips)
-            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            # Only between optimiser steps: gradients half accumulated are not part of a checkpoint.
+            if accelerator.sync_gradients and time.monotonic() - saved > _CHECKPOINT_SECONDS:
                 state.seconds, began = state.seconds + time.monotonic() - began, time.monotonic()
                 save_checkpoint(folder, state, model, optimizer, kept)
                 saved = time.monotonic()
