@@ -180,6 +180,12 @@ def test_fine_tune_stops_when_the_val_score_no_longer_rises(tiny_checkpoint, tin
     assert len(run.history) - run.record["best_epoch"] == 2
 
 
+def test_fine_tune_follows_the_schedule(full_run: Run) -> None:
+    # Sixteen clips in batches of six: three steps an epoch, six in all; the last of each epoch is number 2 and 5.
+    peak = max(Setup(strategy="full").rates)
+    assert list(full_run.history.lr) == pytest.approx([peak * rate(2, 6, 0.1), peak * rate(5, 6, 0.1)])
+
+
 def test_fine_tune_spells_out_the_defaults_it_used(full_run: Run) -> None:
     assert (full_run.setup.lr, full_run.setup.head_lr) == Setup(strategy="full").rates
     assert full_run.setup.tasks == ("direction", "bright", "speed")
