@@ -136,7 +136,7 @@ class Sampling:
         slack = min(6e-4, step / 4)
         grid = np.arange(self.num_frames) / self.fps
         room = times[-1] - grid[-1]
-        if room < -step:  # the last frame stays on the screen for about one step
+        if room + step <= slack:  # the last frame stays on the screen for about one step
             self._refuse_short(f"{times[-1] + step:.3g} s", f"a window of {grid[-1]:.3g} s")
         room = max(room, 0.0)
         if self.start == "random":  # the last frame is on the screen for one more step
