@@ -13,11 +13,16 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds 
     from workbench.analysis.explain import explain as explain
     from workbench.data.clips import ClipDecodeError as ClipDecodeError
     from workbench.data.clips import read_clip as read_clip
+    from workbench.data.clips import read_views as read_views
+    from workbench.data.combine import concat as concat
+    from workbench.data.frames import Sampling as Sampling
     from workbench.data.layouts import open_clips as open_clips
     from workbench.data.playground import playground as playground
     from workbench.data.playground import playground_example as playground_example
     from workbench.data.playground import playground_truth as playground_truth
     from workbench.data.protocol import Protocol as Protocol
+    from workbench.data.shards import shard_order as shard_order
+    from workbench.data.shards import write_shards as write_shards
     from workbench.data.tables import ClipTable as ClipTable
     from workbench.data.tables import Task as Task
     from workbench.models.backbones import load_backbone as load_backbone
@@ -40,7 +45,12 @@ _PUBLIC = {
     "Protocol": "data.protocol",
     "ClipDecodeError": "data.clips",
     "open_clips": "data.layouts",
+    "Sampling": "data.frames",
     "read_clip": "data.clips",
+    "read_views": "data.clips",
+    "concat": "data.combine",
+    "write_shards": "data.shards",
+    "shard_order": "data.shards",
     "playground": "data.playground",
     "playground_truth": "data.playground",
     "playground_example": "data.playground",

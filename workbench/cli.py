@@ -1,7 +1,6 @@
 """The verbs from a shell: ``workbench --help``."""
 
 import argparse
-import json
 import logging
 import subprocess
 import sys
@@ -14,7 +13,13 @@ from workbench import __version__
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     """How to open clips; see ``workbench.open_clips``."""
-    parser.add_argument("source", help="playground, a folder with one sub-folder per class, a CSV or Parquet file")
+    parser.add_argument(
+        "source",
+        help="playground, a folder with one sub-folder per class, a CSV or Parquet file, tar shards, a public data set",
+    )
+    parser.add_argument("--layout", help="how the source is laid out, where that is not recognised: see open_clips")
+    parser.add_argument("--fold", type=int, help="which official split of ucf101 or hmdb51 (default: 1)")
+    parser.add_argument("--unlabelled", action="store_true", help="every file is a clip without a label")
     parser.add_argument("--task", help="name of the task (folder) or of the one task to use")
     parser.add_argument("--label-column", action="append", help="label column of a CSV; may be given several times")
     parser.add_argument("--path-column", help="column of a CSV with the files (default: path)")
@@ -24,7 +29,9 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", help="folder that the paths of a CSV are relative to (default: its own)")
     parser.add_argument("--split-seed", type=int, help="seed of the split, where the source brings none (default: 0)")
     parser.add_argument("--horizontal-flip", action="store_true", help="mirroring a clip keeps its labels true")
+    parser.add_argument("--time-reversal", action="store_true", help="playing a clip backwards keeps its labels true")
     parser.add_argument("--allow-outside-root", action="store_true", help="let paths in a CSV leave its folder")
+    parser.add_argument("--allow-leak", action="store_true", help="open splits that put one group on both sides")
 
 
 def _open(args: argparse.Namespace) -> Any:
@@ -33,7 +40,9 @@ def _open(args: argparse.Namespace) -> Any:
     names = {
         "task": "task", "label_column": "label_column", "path_column": "path_column", "group_column": "group_column",
         "groups": "groups", "exclude": "exclude", "root": "root", "split_seed": "seed",
-        "horizontal_flip": "horizontal_flip", "allow_outside_root": "allow_outside_root",
+        "horizontal_flip": "horizontal_flip", "time_reversal": "time_reversal",
+        "allow_outside_root": "allow_outside_root", "allow_leak": "allow_leak",
+        "layout": "layout", "fold": "fold", "unlabelled": "unlabelled",
     }  # fmt: skip
     given = {
         theirs: getattr(args, ours) for ours, theirs in names.items() if getattr(args, ours) not in (None, [], False)
@@ -46,7 +55,9 @@ def _add_setup(parser: argparse.ArgumentParser) -> None:
     for name, kind in (
         ("backbone", str), ("epochs", int), ("batch-size", int), ("lr", float), ("head-lr", float),
         ("weight-decay", float), ("patience", int), ("crop-scale", float), ("seed", int), ("sampling", str),
-        ("fit", str), ("decoder", str), ("precision", str), ("accumulation", int), ("label-smoothing", float),
+        ("sampling-rate", int), ("fps", float), ("short", str), ("test-clips", int), ("test-crops", int), ("fit", str),
+        ("rand-augment", int), ("magnitude", float), ("erasing", float), ("mixup", float), ("cutmix", float),
+        ("decoder", str), ("precision", str), ("accumulation", int), ("label-smoothing", float),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=kind)
     parser.add_argument("--no-augment", action="store_true", help="train on the clips as they are")
@@ -147,17 +158,50 @@ def _data(args: argparse.Namespace) -> int:
         counts = table.frame.groupby("split")[task.name]
         print(f"\n{task.name}:")
         print((counts.describe() if task.kind == "regression" else counts.value_counts().unstack(0)).to_string())
+    for row in table.quarantine.head(20).to_dict("records"):
+        print(f"quarantined {row['path']}: {row['reason']}")
+    if len(table.quarantine) > 20:
+        print(f"... and {len(table.quarantine) - 20} more")
     if args.save:
         print(f"\nsaved to {table.save(args.save)}")
+    if args.shards:
+        from workbench.data.shards import write_shards
+
+        print(f"\n{write_shards(table, args.shards, clips_per_shard=args.clips_per_shard)}\nin {args.shards}")
     return 0
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    report = _open(args).doctor(workers=args.workers, time_limit_seconds=args.time_limit)
+    from workbench.data.doctor import examine, other_files
+
+    args.allow_leak = True  # to be reported, not refused
+    table = _open_whatever(args)
+    also = other_files(table, args.source) if not args.exclude else []
+    options = {"workers": args.workers, "time_limit_seconds": args.time_limit, "memory_gib": args.memory}
+    report = examine(table, also=also, **options)
     print(report)
     if args.json:
-        Path(args.json).write_text(json.dumps(report.files.to_dict("records"), indent=1), encoding="utf-8")
-    return 1 if (report.files.verdict == "quarantined").any() else 0
+        print(f"verdicts: {report.write_json(args.json)}")
+    if args.html:
+        from workbench.views.doctor_page import write_doctor_page
+
+        print(f"report: {write_doctor_page(report, args.html)}")
+    return 1 if report.counts()["quarantined"] else 0
+
+
+def _open_whatever(args: argparse.Namespace) -> Any:
+    """Clips with labels, or else any folder or file of videos without."""
+    labels = (args.layout, args.task, args.label_column, args.groups, args.group_column, args.exclude)
+    source = Path(args.source)
+    listed = source.is_file() and source.suffix.lower() in (".csv", ".tsv", ".txt", ".parquet")
+    try:
+        return _open(args)
+    except ValueError as error:
+        if args.unlabelled or listed or any(labels) or not source.exists():
+            raise
+        print(f"examined without labels: {error}")
+        args.unlabelled = True
+        return _open(args)
 
 
 def _pretrain(args: argparse.Namespace) -> int:
@@ -211,11 +255,15 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("data", _data, "open clips, say what is there, save the table")
     _add_source(sub)
     sub.add_argument("--save", help="folder to save the table in")
+    sub.add_argument("--shards", help="folder to copy the clips to, as tar shards that open like any other source")
+    sub.add_argument("--clips-per-shard", type=int, default=1000)
     sub = verb("doctor", _doctor, "decode every file in child processes; exit code 1 when one is quarantined")
     _add_source(sub)
     sub.add_argument("--json", help="write one object per file (path, verdict, reason)")
     sub.add_argument("--workers", type=int, default=2)
+    sub.add_argument("--html", help="write the report as one HTML page")
     sub.add_argument("--time-limit", type=float, default=60.0, help="seconds per file")
+    sub.add_argument("--memory", type=float, default=8.0, help="GiB of address space per file (POSIX)")
     sub = verb("train", _train, "fine-tune one setup; an interrupted run goes on, a finished one is read")
     _add_source(sub)
     sub.add_argument("--strategy", default="full", help="scratch, linear, attentive or full (default)")

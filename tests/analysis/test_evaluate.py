@@ -228,8 +228,8 @@ def test_evaluate_with_clips_predicts_on_them_and_counts_what_did_not_decode(mon
     )  # fmt: skip
     asked = []
 
-    def predict_table(run: Predictions, clips: ClipTable, *, split: str) -> pd.DataFrame:
-        asked.append((run.name, len(clips), split))
+    def predict_table(run: Predictions, clips: ClipTable, *, split: str, protocol: Protocol | None) -> pd.DataFrame:
+        asked.append((run.name, len(clips), split, protocol))
         return fresh
 
     fake = types.ModuleType("workbench.training.predict")
@@ -237,10 +237,23 @@ def test_evaluate_with_clips_predicts_on_them_and_counts_what_did_not_decode(mon
     monkeypatch.setitem(sys.modules, "workbench.training.predict", fake)
     clips, run = ClipTable(frame, [ACTION]), run_of(stored, tasks=(ACTION,))
     found = evaluate(run, clips, split="val", resamples=10)
-    assert asked == [("nano", 8, "val")]
+    assert asked == [("nano", 8, "val", None)]
     assert (found.value[0], found.n[0], found.quarantined[0]) == (1.0, 7, 1)
+    wider = replace(run.protocol, level="video", num_clips=5, num_crops=3)
+    found = evaluate(run, clips, protocol=wider, split="val", resamples=10)
+    assert asked[-1] == ("nano", 8, "val", wider)
+    assert found.protocol[0].startswith("video-level, 5x3 view(s)") and "val split" in found.protocol[0]
+    with pytest.raises(ValueError, match="needs clips to predict on"):
+        evaluate(run, protocol=wider)
     with pytest.raises(ValueError, match="no clips for split='test'"):
         evaluate(run, clips, resamples=10)
+
+
+def test_evaluate_says_when_the_splits_leak() -> None:
+    run = run_of(table(ACTION, [0, 1, 2], [0, 1, 1]), tasks=(ACTION,))
+    assert "lie in more than one split" not in " ".join(evaluate(run, resamples=10).note)
+    leaking = replace(run, record={"data": {"leaking_groups": 3}})
+    assert all("3 group(s) lie in more than one split" in note for note in evaluate(leaking, resamples=10).note)
 
 
 def test_examples_in_the_docstrings_hold():

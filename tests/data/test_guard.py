@@ -1,17 +1,27 @@
 """A hang or a crash costs one item."""
 
+import copy
+import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from workbench.data.guard import ItemCrashError, ItemTimeoutError, run_guarded
+from workbench.data.pool import GuardedPool
 
 ACTS = """
-import os, sys, time
+import os, signal, sys, time
+import numpy as np
+
+class OddError(Exception):  # cannot be unpickled: its arguments are not the ones it was made with
+    def __init__(self, a, b):
+        super().__init__(a)
 
 def act(what):
     if what == "abort":
@@ -20,6 +30,21 @@ def act(what):
         time.sleep(600)
     if what == "raise":
         raise KeyError("mine")
+    if what == "array":
+        return np.arange(700_000, dtype=np.int32).reshape(7, 100, -1)[:, ::2]  # not contiguous
+    if what == "die in the middle of an answer":
+        write = os.write
+        def half(file, data):
+            write(file, data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.write = half
+        return np.zeros(600_000, np.uint8)
+    if what == "unsendable":
+        return lambda: None
+    if what == "odd error":
+        raise OddError("a", "b")
+    if what == "pid":
+        return os.getpid()
     if what == "torch":
         return "torch" in sys.modules
     return what
@@ -80,3 +105,71 @@ def test_run_guarded_can_be_left_early_without_waiting(acts: ModuleType) -> None
     assert next(outcomes) == "one"
     outcomes.close()
     assert time.monotonic() - began < 60
+
+
+def test_run_guarded_carries_arrays_bit_for_bit_and_says_what_it_cannot_carry(acts: ModuleType) -> None:
+    names = ["array", "unsendable", "odd error", "one"]
+    array, unsendable, odd, one = run_guarded(acts.act, [{"what": n} for n in names], workers=1)
+    expected = np.arange(700_000, dtype=np.int32).reshape(7, 100, -1)[:, ::2]
+    np.testing.assert_array_equal(array, expected)
+    assert array.dtype == np.int32 and array.flags.writeable
+    assert isinstance(unsendable, RuntimeError) and "cannot send" in str(unsendable)
+    assert isinstance(odd, RuntimeError) and "cannot be read" in str(odd)
+    assert one == "one"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+def test_run_guarded_loses_one_item_to_a_child_killed_in_the_middle_of_an_answer(acts: ModuleType) -> None:
+    names = ["die in the middle of an answer", "one", "die in the middle of an answer", "two"]
+    first, one, third, two = run_guarded(acts.act, [{"what": n} for n in names], workers=2, time_limit_seconds=60)
+    assert (one, two) == ("one", "two")
+    for lost in (first, third):
+        assert isinstance(lost, ItemCrashError) and lost.exit_code == -signal.SIGKILL
+
+
+def test_item_crash_error_survives_a_process_boundary() -> None:
+    error = copy.copy(ItemCrashError("it died", -11))  # as pickling does
+    assert str(error) == "it died" and error.exit_code == -11
+
+
+def test_guarded_pool_keeps_its_processes_between_items_and_ends_them_on_close(acts: ModuleType) -> None:
+    with GuardedPool(workers=1) as pool:
+        first = pool.submit(acts.act, {"what": "pid"}).result()
+        assert pool.submit(acts.act, {"what": "pid"}).result() == first != os.getpid()
+        hanging = pool.submit(acts.act, {"what": "hang"})
+    assert "closed" in str(hanging.exception())
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.submit(acts.act, {"what": "one"})
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+    pool.close()  # twice is once
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the child in /proc")
+def test_guarded_pool_leaves_no_hanging_child_behind_a_killed_parent(tmp_path: Path, repo: Path) -> None:
+    (tmp_path / "guarded_acts.py").write_text(ACTS)
+    script = (
+        f"import sys; sys.path[:0] = [{str(repo)!r}, {str(tmp_path)!r}]\n"
+        "import guarded_acts\n"
+        "from workbench.data.pool import GuardedPool\n"
+        "pool = GuardedPool(1)\n"
+        "print(pool.submit(guarded_acts.act, {'what': 'pid'}).result(), flush=True)\n"
+        "pool.submit(guarded_acts.act, {'what': 'hang'}).result()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 60
+    while _alive(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _alive(child)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

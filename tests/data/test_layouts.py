@@ -1,6 +1,9 @@
 """Each layout gives the table written down by hand; each mistake gets a sentence that says what to do."""
 
 import logging
+import os
+import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -179,13 +182,30 @@ def test_open_clips_file_reads_split_times_tasks_and_missing_labels(tmp_path: Pa
     assert table.frame.clip_id[0] == "v/00.mp4#0.5-1.5"
 
 
-def test_open_clips_file_warns_where_its_own_splits_cut_a_group(
+def test_open_clips_refuses_splits_that_cut_a_group_unless_asked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     open_clips(make_csv(tmp_path, split=["train", "val", "test"] * 8), group_column="label")
     assert not caplog.records
-    open_clips(make_csv(tmp_path, split=["train", "val", "test"] * 8), group_column="alarm")
+    leaky = make_csv(tmp_path, split=["train", "val", "test"] * 8)
+    with pytest.raises(ValueError, match=r"2 group\(s\) on both sides, e\.g\. '0'.*allow_leak=True"):
+        open_clips(leaky, group_column="alarm")
+    table = open_clips(leaky, group_column="alarm", allow_leak=True)
     assert [r.levelname for r in caplog.records] == ["WARNING"] and "2 group(s) lie in more" in caplog.text
+    assert table.frame.split.tolist() == ["train", "val", "test"] * 8
+    saved = table.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="allow_leak=True"):
+        open_clips(saved)
+    assert open_clips(saved, allow_leak=True).fingerprint() == table.fingerprint()
+
+
+def test_open_clips_file_keeps_a_class_that_is_called_none(tmp_path: Path) -> None:
+    file = make_csv(tmp_path, label=["None", "NA", "wave"] * 8, quality=[0.5, "NA", "None"] * 8, alarm=[0, 1, ""] * 8)
+    table = open_clips(file, label_column=["label", "quality", "alarm"])
+    assert table.task("label").classes == ("NA", "None", "wave") and not np.isnan(table.targets("label")).any()
+    assert table.task("quality").kind == "regression" and table.task("alarm").kind == "binary"
+    np.testing.assert_array_equal(table.targets("quality"), [0.5, np.nan, np.nan] * 8)
+    np.testing.assert_array_equal(table.targets("alarm"), [0, 1, np.nan] * 8)
 
 
 def test_open_clips_file_renames_the_label_column_to_the_task(tmp_path: Path) -> None:
@@ -244,6 +264,87 @@ def test_open_clips_playground_asks_the_playground(monkeypatch: pytest.MonkeyPat
                      info=DatasetInfo(name="stand-in"))  # fmt: skip
     monkeypatch.setattr(playground, "playground", lambda: made)
     assert open_clips("playground") is made
+
+
+def test_open_clips_unlabelled_takes_every_file_but_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = touch(tmp_path / "mixed", "a/1.mp4", "a/video.dat", "b/deep/2", "c.txt", "d.mp4", "__e.mp4", ".hidden.mp4",
+                 "__MACOSX/1.mp4", "pictures/p.jpg")  # fmt: skip
+    for name in ("c.txt", "a/video.dat", "b/deep/2"):
+        (root / name).write_bytes(b"\0\1\xff video")  # a video of that name
+    (root / "d.mp4").write_text("a renamed text file")
+    (root / "README").write_text("ünï")
+    (root / "list.csv").write_text("path,label\n")
+    (root / "empty.mp4").write_bytes(b"")
+    (root / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    os.mkfifo(root / "pipe.mp4")  # opening it would wait for ever
+    table = open_clips(root, unlabelled=True)
+    assert table.frame.path.tolist() == [
+        "__e.mp4", "a/1.mp4", "a/video.dat", "b/deep/2", "c.txt", "d.mp4", "empty.mp4", "gone.mp4", "pictures/p.jpg",
+    ]  # fmt: skip
+    assert table.tasks == () and table.frame.split.isna().all() and table.frame.group.equals(table.frame.path)
+    assert open_clips(table.save(tmp_path / "saved")).fingerprint() == table.fingerprint()
+    with pytest.raises(ValueError, match="label_column cannot be used"):
+        open_clips(root, unlabelled=True, label_column="y")
+    with pytest.raises(ValueError, match="exclude cannot be used with clips without labels"):
+        open_clips(root, unlabelled=True, exclude=("a",))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="no file that could be a clip"):
+        open_clips(tmp_path / "none", unlabelled=True)
+
+
+def test_open_clips_unlabelled_takes_class_folders_lists_and_single_files(folder: Path, tmp_path: Path) -> None:
+    write_groups(folder)
+    table = open_clips(folder, unlabelled=True)
+    assert len(table) == 21 and table.frame.group.nunique() == 5 and table.tasks == ()
+    listed = open_clips(make_csv(tmp_path).rename(tmp_path / "l.csv"), unlabelled=True, group_column="room")
+    assert listed.tasks == () and len(listed) == 24 and listed.frame.group.nunique() == 6
+    assert listed.frame.label[0] == "cat"  # stays as metadata
+    one = open_clips(folder / "wave" / "00.mp4", unlabelled=True)
+    assert one.files() == [folder / "wave" / "00.mp4"] and len(one) == 1
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        open_clips(folder / "wave" / "77.mp4", unlabelled=True)
+
+
+def test_open_clips_names_a_file_name_that_is_no_text(tmp_path: Path) -> None:
+    root = touch(tmp_path / "set", "a/1.mp4", "b/2.mp4")
+    try:
+        open(os.fsencode(root) + b"/a/\xff.mp4", "wb").close()
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    with pytest.raises(ValueError, match="not UTF-8; rename the file"):
+        open_clips(root)
+
+
+def test_open_clips_table_takes_what_is_label_safe(folder: Path, tmp_path: Path) -> None:
+    table = open_clips(folder, exclude=("junk",), horizontal_flip=True, time_reversal=True, licence="CC0", name="n")
+    assert table.info == DatasetInfo(name="n", licence="CC0", horizontal_flip=True, time_reversal=True)
+    assert open_clips(folder).info == DatasetInfo(name="set")
+
+
+def test_open_clips_file_of_many_rows_reads_by_whole_columns(tmp_path: Path) -> None:
+    n = 100_000
+    rows = np.arange(n)
+    pd.DataFrame(
+        {"path": [f"{i // 100}/{i}.mp4" for i in rows], "label": [f"c{i % 50}" for i in rows], "room": rows // 10,
+         "split": np.array(["Train", "valid", "test"])[rows // 10 % 3]}
+    ).to_parquet(tmp_path / "many.parquet")  # fmt: skip
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    tracemalloc.start()
+    sys.setprofile(count)
+    try:
+        table = open_clips(tmp_path / "many.parquet", group_column="room")
+    finally:
+        sys.setprofile(None)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert len(table) == n and table.frame.group.nunique() == n / 10 and len(table.val) == 33_330
+    assert calls < n  # less than one call or return of any function per row
+    assert peak < 60e6
 
 
 @pytest.mark.realdata

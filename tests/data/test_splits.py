@@ -1,5 +1,7 @@
 """No split may cut a group in two, whatever the seed, the sizes or the classes."""
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -107,3 +109,72 @@ def test_split_randomly_is_refused_for_grouped_clips_unless_asked() -> None:
     assert leaky.frame.split.value_counts().to_dict() == {"train": 28, "val": 6, "test": 6}
     alone = split_randomly(make_table([f"g{i}" for i in range(40)]))
     assert set(alone.frame.split) == set(SPLITS)
+
+
+def make_many(groups: int, classes: int, seed: int = 0, mixed: float = 0.1) -> ClipTable:
+    """About ten clips a group, most of one class, a class twice as frequent as the next."""
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, groups, groups * 10)
+    odds = 0.5 ** np.arange(classes)
+    main = rng.choice(classes, groups, p=odds / odds.sum())
+    other = rng.random(len(group)) < mixed
+    label = np.where(other, rng.integers(0, classes, len(group)), main[group])
+    frame = pd.DataFrame({"clip_id": np.arange(len(group)), "path": "x.mp4", "start_seconds": np.nan})
+    frame = frame.assign(end_seconds=np.nan, split=None, group=group, y=label.astype(str))
+    return ClipTable(frame, [Task("y", "multiclass", tuple(map(str, range(classes))))])
+
+
+@pytest.mark.parametrize("stratify", [None, "y"])
+def test_split_by_group_of_very_many_groups_keeps_shares_of_clips_and_classes(stratify: str | None) -> None:
+    table = make_many(30_000, 6)
+    tracemalloc.start()
+    try:
+        frame = split_by_group(table, seed=1, stratify=stratify).frame
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (frame.groupby("group").split.nunique() == 1).all()
+    shares = frame.split.value_counts(normalize=True)
+    assert shares[["train", "val", "test"]].tolist() == pytest.approx([0.7, 0.15, 0.15], abs=0.001)
+    if stratify:
+        per_class = pd.crosstab(frame.y, frame.split, normalize="index")
+        assert per_class.loc["0"].tolist() == pytest.approx([0.15, 0.7, 0.15], abs=0.003)
+        assert per_class.loc["5"].tolist() == pytest.approx([0.15, 0.7, 0.15], abs=0.02)  # 1 % of the groups
+    assert peak < 300 * len(table)  # bytes per clip, however many groups and classes
+    again = split_by_group(table, seed=1, stratify=stratify).frame.split
+    assert again.equals(frame.split) and not split_by_group(table, seed=2, stratify=stratify).frame.split.equals(again)
+
+
+def test_split_by_group_of_very_many_groups_is_exact_to_a_group_where_each_holds_one_class() -> None:
+    table = make_many(22_000, 8, mixed=0)
+    frame = split_by_group(table, stratify="y").frame
+    largest = table.frame.group.value_counts().max()
+    counts = pd.crosstab(frame.y, frame.split)
+    goal = counts.sum(axis=1).to_numpy()[:, None] * [0.15, 0.7, 0.15]  # test, train, val
+    assert (abs(counts.to_numpy() - goal) <= 2 * largest).all()
+
+
+def test_split_by_group_of_very_many_groups_takes_no_dense_table_of_classes() -> None:
+    table = make_many(25_000, 40)
+    frame = table.frame.assign(y=[f"c{i % 5000}" for i in range(len(table))])
+    wide = ClipTable(frame, [Task("y", "multiclass", tuple(f"c{i}" for i in range(5000)))])
+    tracemalloc.start()
+    try:
+        split_by_group(wide, stratify="y")
+        assert tracemalloc.get_traced_memory()[1] < 200e6  # 25,000 groups by 5,000 classes of float64 are 1,000 MB
+    finally:
+        tracemalloc.stop()
+
+
+def test_k_fold_of_very_many_groups_tests_every_clip_once() -> None:
+    table = make_many(21_000, 3)
+    folds = k_fold_by_group(table, folds=3, stratify="y")
+    tested = np.sum([(f.frame.split == "test").to_numpy() for f in folds], axis=0)
+    assert (tested == 1).all() and not any(groups_across_splits(f) for f in folds)
+    assert [len(f.test) / len(table) for f in folds] == pytest.approx([1 / 3] * 3, abs=0.001)
+
+
+def test_groups_across_splits_by_hand() -> None:
+    table = make_table(["b", "b", "a", "a", "c", "c", "d"])
+    split = table._with(table.frame.assign(split=["train", "test", "val", "val", None, "train", None]))
+    assert groups_across_splits(split) == ["b"] and groups_across_splits(table) == []

@@ -1,12 +1,15 @@
 """The clip table: what it refuses, keeps and notices."""
 
+import hashlib
+import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.data.tables import ClipTable, DatasetInfo, Task
+from workbench.data.tables import REQUIRED, ClipTable, DatasetInfo, Task
 
 ACTION = Task("action", "multiclass", ("left", "right"))
 SAFE = Task("safe", "binary")
@@ -144,3 +147,86 @@ def test_with_quarantine_takes_clips_out_and_remembers_the_first_reason() -> Non
     assert once.frame.clip_id.tolist() == ["c0", "c2", "c3"]
     assert again.quarantine[["clip_id", "reason"]].to_numpy().tolist() == [["c1", "cut"]]
     assert again.train.quarantine.equals(again.quarantine) and "1 quarantined" in repr(again)
+
+
+def test_decoder_column_is_optional_checked_and_counted_in_the_fingerprint() -> None:
+    table = make_table(decoder=["pyav", None, "decord", None])
+    assert table.fingerprint() != make_table().fingerprint()
+    assert make_table(decoder=[None] * 4).fingerprint() == make_table().fingerprint()
+    with pytest.raises(ValueError, match=r"decoder must be one of .*'pyav'.*found \['opencv'\]"):
+        make_table(decoder=["opencv", None, None, None])
+    with pytest.raises(ValueError, match="'decoder' is taken"):
+        Task("decoder", "binary")
+
+
+def test_save_keeps_what_is_label_safe_and_the_decoder(tmp_path: Path) -> None:
+    info = DatasetInfo(name="toy", horizontal_flip=True, time_reversal=True)
+    table = ClipTable(make_frame(decoder=["pyav", None, None, "auto"]), [SAFE], root=tmp_path, info=info)
+    loaded = ClipTable.load(table.save(tmp_path))
+    assert loaded.info == info and loaded.fingerprint() == table.fingerprint()
+    card = tmp_path / "dataset.toml"
+    card.write_text("".join(line for line in card.open() if "time_reversal" not in line))  # a card from before
+    assert ClipTable.load(tmp_path).info == DatasetInfo(name="toy", horizontal_flip=True)
+
+
+def test_table_without_tasks_says_so() -> None:
+    table = ClipTable(make_frame(split=[None] * 4), [])
+    assert repr(table).endswith(": 4 clips (in no split), 4 groups\n  tasks: none")
+    assert len(table.train) == 0 and len(table.head(2)) == 2
+
+
+def make_long(n: int) -> pd.DataFrame:
+    rows = np.arange(n)
+    return pd.DataFrame(
+        {
+            "clip_id": [f"v/{i}.mp4" for i in rows], "path": [f"v/{i}.mp4" for i in rows], "start_seconds": np.nan,
+            "end_seconds": np.nan, "split": np.array(["train", "val", "test"])[rows % 3],
+            "group": [f"g{i // 10}" for i in rows], "action": np.array(["left", "right"])[rows % 2],
+        }
+    )  # fmt: skip
+
+
+def test_clip_table_work_does_not_grow_by_python_steps_per_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long table is checked and encoded by whole columns: only suspicious paths are parsed one by one."""
+    from workbench.data import tables
+
+    parsed: list[str] = []
+    real = tables._leaves_root
+
+    def counted(path: str) -> bool:
+        parsed.append(path)
+        return real(path)
+
+    monkeypatch.setattr(tables, "_leaves_root", counted)
+    frame = make_long(100_000)
+    frame.loc[7, "path"] = "v/two..dots.mp4"  # suspicious, but fine
+    table = ClipTable(frame, [ACTION])
+    assert parsed == ["v/two..dots.mp4"]
+    steps = 0
+
+    def count(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    sys.setprofile(count)
+    try:
+        table.targets("action")
+        repr(table)
+        ClipTable(frame, [ACTION])
+    finally:
+        sys.setprofile(None)
+    assert steps < 20_000  # calls and returns of Python and C functions, for 100,000 rows
+
+
+def test_fingerprint_of_a_long_table_keeps_memory_bounded_and_equals_the_whole_text() -> None:
+    table = ClipTable(make_long(120_000), [ACTION])
+    columns = [*REQUIRED, "action"]
+    text = table.frame[columns].sort_values("clip_id").to_csv(index=False, float_format="%.9g")
+    whole = hashlib.sha256((text + repr([ACTION.to_json()])).encode()).hexdigest()[:16]
+    del text
+    tracemalloc.start()
+    try:
+        assert table.fingerprint() == whole
+        assert tracemalloc.get_traced_memory()[1] < 60e6
+    finally:
+        tracemalloc.stop()

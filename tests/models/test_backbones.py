@@ -96,9 +96,9 @@ def test_forward_names_what_it_takes_and_what_it_got(backbone, shape):
     assert "num_frames=8" in str(error.value) and "size_px=32" in str(error.value) and str(shape) in str(error.value)
 
 
-def test_prepare_refuses_another_size(backbone):
-    with pytest.raises(ValueError, match="size_px=32"):
-        backbone.prepare(torch.zeros(1, 8, 40, 40, 3, dtype=torch.uint8))
+def test_prepare_refuses_another_number_of_frames(backbone):
+    with pytest.raises(ValueError, match=r"num_frames=8.*not \(1, 6, 3, 32, 32\)"):
+        backbone.prepare(torch.zeros(1, 6, 40, 40, 3, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])

@@ -19,9 +19,12 @@ def test_setup_fingerprint_changes_with_every_field() -> None:
         {"strategy": "linear"}, {"backbone": "x/y"}, {"tasks": ("a",)}, {"epochs": 3}, {"batch_size": 3}, {"lr": 0.1},
         {"head_lr": 0.1}, {"weight_decay": 0.1}, {"warmup": 0.2}, {"clip_norm": 2.0}, {"accumulation": 2},
         {"label_smoothing": 0.1}, {"augment": False}, {"crop_scale": 0.5}, {"patience": 2}, {"sampling": "single"},
-        {"fit": "pad"}, {"decoder": "pyav"}, {"precision": "fp32"}, {"seed": 1},
+        {"fit": "pad"}, {"rand_augment": 2}, {"magnitude": 5.0}, {"erasing": 0.25}, {"mixup": 0.8}, {"cutmix": 1.0},
+        {"mix_regression": True}, {"sampling": "fps", "fps": 5.0}, {"sampling": "dense", "sampling_rate": 2},
+        {"short": "wrap"}, {"test_clips": 2}, {"test_crops": 3}, {"decoder": "pyav"}, {"precision": "fp32"},
+        {"seed": 1},
     ]  # fmt: skip
-    assert {next(iter(change)) for change in changes} == set(base.to_json()), "a field is missing from this test"
+    assert {field for change in changes for field in change} == set(base.to_json()), "a field is missing from this test"
     prints = {base.replace(**change).fingerprint() for change in changes} | {base.fingerprint()}
     assert len(prints) == len(changes) + 1
 
@@ -34,13 +37,29 @@ def test_setup_fingerprint_changes_with_every_field() -> None:
         ("lr", -1.0, "lr=-1.0 must lie between 0 and 10"),
         ("warmup", 1.5, "warmup=1.5 must lie between 0 and 1"),
         ("precision", "fp8", "precision='fp8' is not one of"),
-        ("sampling", "random", "sampling='random' must be uniform or single"),
+        ("sampling", "random", "sampling='random' is not one of uniform, dense, fps, single"),
         ("patience", -1, "patience=-1"),
+        ("rand_augment", -1, "rand_augment=-1 must be 0"),
+        ("magnitude", 11.0, "magnitude=11.0 must lie between 0 and 10"),
+        ("erasing", 1.5, "erasing=1.5 must lie between 0 and 1"),
+        ("mixup", -0.1, "mixup=-0.1 must lie between 0 and 100"),
+        ("cutmix", -0.1, "cutmix=-0.1 must lie between 0 and 100"),
     ],
 )
 def test_setup_says_what_is_wrong(field: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         Setup(**{field: value})
+
+
+@pytest.mark.parametrize("option", [{"rand_augment": 1}, {"erasing": 0.5}])
+def test_setup_refuses_augmentations_without_augment(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="these need augment=True"):
+        Setup(augment=False, **option)
+
+
+def test_setup_is_not_mixed_or_strongly_augmented_unless_asked() -> None:
+    plain = Setup()
+    assert (plain.rand_augment, plain.erasing, plain.mixup, plain.cutmix, plain.mix_regression) == (0, 0, 0, 0, False)
 
 
 def test_setup_from_json_names_an_unknown_field() -> None:

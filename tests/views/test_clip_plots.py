@@ -35,7 +35,7 @@ def test_frame_grid_shows_the_named_rows_of_the_same_frames() -> None:
     for clip in (dark, light):
         clip[:, 0, 0] = np.arange(16)[:, None]
     figure = frame_grid({"dark": dark, "light $x$ <b>": light}, columns=4)
-    shown = [ax.images[0].get_array() for ax in figure.axes]
+    shown = [np.asarray(ax.images[0].get_array()) for ax in figure.axes]
     assert [int(image[0, 0, 0]) for image in shown] == [2, 6, 10, 14] * 2
     assert [int(image[1, 1, 0]) for image in shown] == [10] * 4 + [200] * 4
     assert [t.get_text() for ax in figure.axes for t in ax.texts] == ["dark", "light $x$ <b>"]

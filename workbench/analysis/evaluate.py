@@ -9,6 +9,7 @@ import pandas as pd
 
 from workbench.analysis.bootstrap import MIN_GROUPS, Interval, bootstrap, percentile_interval
 from workbench.analysis.predictions import Predicted, Predictions, TaskRows, quarantined, task_rows, tasks_of
+from workbench.data.protocol import Protocol
 from workbench.data.tables import ClipTable, Task
 from workbench.training.metrics import METRICS, RANKED_BY_PROBABILITY, weighted_metrics
 
@@ -83,10 +84,17 @@ def interval_note(metric: str, interval: Interval, rows: TaskRows) -> str:
     return "; ".join(notes)
 
 
+def leak_note(run: Predicted) -> str:
+    """What a reader must know where the splits that a run was trained on cut groups in two."""
+    leaks = dict(getattr(run, "record", None) or {}).get("data", {}).get("leaking_groups", 0)
+    return f"{leaks} group(s) lie in more than one split: too good" if leaks else ""
+
+
 def evaluate(
     run: Predicted,
     clips: ClipTable | None = None,
     *,
+    protocol: Protocol | None = None,
     split: str = "test",
     task: str | None = None,
     resamples: int = 2000,
@@ -94,7 +102,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Every metric of a run with a 95 % interval from resampling groups of clips.
 
-    With ``clips`` the run first predicts on their ``split``; without, the predictions stored with it are used.
+    With ``clips`` the run first predicts on their ``split``, under its own protocol or the one given (for instance
+    ``replace(run.protocol, level="video", num_clips=5, num_crops=3)``); without, its stored predictions are used.
 
     Returns one row per task and metric: ``run, task, metric, value, low, high, n`` (labelled clips), ``groups``,
     ``quarantined`` (undecodable clips, left out), ``protocol``, ``missing`` (clips without this label, left out),
@@ -102,20 +111,23 @@ def evaluate(
     (resamples where the metric was undefined) and ``note`` (why a value is NaN or an interval doubtful). Raises
     ``ValueError`` for a split or task that is not there.
     """
-    source: Predicted = run if clips is None else _predict(run, clips, split)
-    protocol = replace(source.protocol, split=split).describe()
+    if protocol is not None and clips is None:
+        raise ValueError("another protocol needs clips to predict on; the stored predictions were made under their own")
+    source: Predicted = run if clips is None else _predict(run, clips, split, protocol)
+    described = replace(source.protocol, split=split).describe()
     lines = []
     for one in tasks_of(source, task):
         rows = task_rows(source, one, split)
         for metric, value, interval in _measure(one, rows, resamples=resamples, seed=seed):
             reason = why_undefined(metric, rows) if np.isnan(value) else interval_note(metric, interval, rows)
+            reason = "; ".join(filter(None, (reason, leak_note(run))))
             if np.isnan(value):
                 logger.warning("%s, task %s: %s is undefined: %s", run.name, one.name, metric, reason)
             lines.append(
                 {
                     "run": run.name, "task": one.name, "metric": metric, "value": value,
                     "low": interval.low, "high": interval.high, "n": len(rows), "groups": rows.num_groups,
-                    "quarantined": quarantined(source), "protocol": protocol, "missing": rows.missing,
+                    "quarantined": quarantined(source), "protocol": described, "missing": rows.missing,
                     "seeds": 1, "skipped": interval.skipped, "note": reason,
                 }
             )  # fmt: skip
@@ -141,15 +153,15 @@ def _measure(task: Task, rows: TaskRows, *, resamples: int, seed: int) -> list[t
     return [(name, value, intervals.get(name, nothing)) for name, value in values.items()]
 
 
-def _predict(run: Any, clips: ClipTable, split: str) -> Predictions:
+def _predict(run: Any, clips: ClipTable, split: str, protocol: Protocol | None) -> Predictions:
     """Predictions of a run on one split of another table; what does not come back was undecodable."""
     from workbench.training.predict import predict_table
 
     chosen = clips.split(split)
     if not len(chosen):
         raise ValueError(f"the clip table has no clips for split={split!r}; {clips!r}")
-    frame = predict_table(run, chosen, split=split)
+    frame = predict_table(run, chosen, split=split, protocol=protocol)
     asked = set(chosen.frame.clip_id.astype(str))
     lost = asked - set(frame.clip_id.astype(str)) | set(clips.quarantine.clip_id.astype(str))
-    protocol = replace(run.protocol, split=split)
-    return Predictions(run.name, tuple(run.tasks), frame, protocol, {"data": {"quarantined": len(lost)}})
+    made = replace(protocol or run.protocol, split=split)
+    return Predictions(run.name, tuple(run.tasks), frame, made, {"data": {"quarantined": len(lost)}})

@@ -201,7 +201,7 @@ def _frames(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """uint8 frames (B, T, H, W, 3) as the model sees them, and a name for each clip."""
     if isinstance(clips, ClipTable):
-        decoded, table = decode_for(run, clips, progress=progress)
+        decoded, table = decode_for(run, clips, one_view=True, progress=progress)
         frames, ids = np.array(decoded), tuple(table.frame.clip_id.astype(str))
         if len(ids) < len(clips):
             log.warning("%d of %d clips could not be decoded and are not explained", len(clips) - len(ids), len(clips))

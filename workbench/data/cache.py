@@ -1,13 +1,7 @@
-"""Decode a table once: a memory-mapped array of uint8 clips, found again by what the files contain."""
+"""Decode a table once: an array of uint8 clips that lies in the store, found again by what the files contain."""
 
-import hashlib
-import json
 import logging
-import os
-import shutil
-import time
-import uuid
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,32 +9,125 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.data.clips import READER_VERSION, SAMPLINGS, ClipDecodeError, decoder_name, read_clip
-from workbench.data.frames import FITS
-from workbench.data.guard import ItemCrashError, ItemTimeoutError, run_guarded
+from workbench.data.clips import ClipDecodeError
+from workbench.data.contents import content_id as content_id
+from workbench.data.contents import default_cache_dir as default_cache_dir
+from workbench.data.frames import ShortClipError
+from workbench.data.guard import ItemCrashError, ItemTimeoutError
+from workbench.data.loader import Loader
+from workbench.data.reading import Reading
 from workbench.data.tables import SPLITS, ClipTable
 
 log = logging.getLogger(__name__)
-_STALE_SECONDS = 24 * 3600
+
+
+class ClipArray:
+    """Decoded clips as a read-only array, uint8 (n, T, S, S, 3), or (n, V, T, S, S, 3) where clips have several views.
+
+    Indexing reads from the store and gives a NumPy array of its own; :meth:`read_into` fills one that is there. An
+    entry that was evicted or damaged since is decoded again, in child processes; RuntimeError where that fails or
+    the file has changed.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, loader: Loader, rows: np.ndarray, keys: list[str | None]) -> None:
+        shape = loader.reading.shape
+        if shape is None or loader.store is None:
+            raise ValueError("an array of clips needs a size_px and a store")
+        self._loader, self._store, self._rows, self._keys, self._entry = loader, loader.store, rows, keys, shape
+        self.shape = (len(rows), *(shape if shape[0] > 1 else shape[1:]))
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """What all clips take in memory."""
+        return self.size
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"ClipArray {self.shape} uint8, {self.nbytes / 1e9:.2f} GB in {self._store.folder}"
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("clips lie on disk: they cannot become an array without a copy")
+        whole = self[:]
+        return whole if dtype is None else whole.astype(dtype, copy=False)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """As NumPy indexes; only the clips that the first index names are read."""
+        first, rest = (index[0], index[1:]) if isinstance(index, tuple) and index else (index, ())
+        if isinstance(first, int | np.integer):
+            i = int(first) + (len(self) if first < 0 else 0)
+            if not 0 <= i < len(self):
+                raise IndexError(f"clip {int(first)} of an array of {len(self)}")
+            return self._read([i])[0][rest] if rest else self._read([i])[0]
+        if isinstance(first, slice):
+            whole = self._read(range(*first.indices(len(self))))
+            return whole[(slice(None), *rest)] if rest else whole
+        if not isinstance(first, list | np.ndarray):  # Ellipsis, None, ()
+            return self[:][index]
+        places = np.arange(len(self))[first]  # NumPy's own rules for negative numbers, masks and errors
+        picked = self._read(places.reshape(-1).tolist()).reshape(*places.shape, *self.shape[1:])
+        if rest:  # clip by clip beside the other indices: what NumPy does where several are arrays
+            return picked.reshape(-1, *self.shape[1:])[(np.arange(places.size).reshape(places.shape), *rest)]
+        return picked
+
+    def read_into(self, out: np.ndarray, rows: Any) -> np.ndarray:
+        """Fill ``out``, C-contiguous uint8 (len(rows), ...), with the clips at the positions ``rows``; returns it."""
+        places = [int(i) for i in rows]
+        if out.shape != (len(places), *self.shape[1:]) or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            raise ValueError(
+                f"out is {out.dtype} {out.shape}; it must be C-contiguous uint8 {(len(places), *self.shape[1:])}"
+            )
+        views = out.reshape(len(places), *self._entry)
+        absent = [
+            j for j, i in enumerate(places)
+            if (key := self._keys[i]) is None or self._store.read(key, views[j]) is None
+        ]  # fmt: skip
+        if absent:
+            rows_again = [int(self._rows[places[j]]) for j in absent]
+            stream = self._loader.stream(rows_again)
+            for j, (_, key, clip) in zip(absent, stream, strict=True):
+                views[j] = self._good(places[j], key, clip)
+            if not self._loader.reads_through:
+                self._loader.close()
+        return out
+
+    def _good(self, i: int, key: str | None, clip: np.ndarray | Exception | None) -> np.ndarray:
+        path = self._loader.rows.path(int(self._rows[i]))
+        if not isinstance(clip, np.ndarray):
+            raise RuntimeError(f"{path} could be decoded before and cannot now: {clip}") from clip
+        if key != self._keys[i]:
+            raise RuntimeError(f"{path} has changed since the table was decoded; decode the table again")
+        return clip
+
+    def _read(self, places: Any) -> np.ndarray:
+        return self.read_into(np.empty((len(places), *self.shape[1:]), np.uint8), places)
 
 
 @dataclass(frozen=True)
 class DecodedClips:
     """``clips[i]`` are the frames of row ``i`` of ``table``; what could not be decoded is in ``table.quarantine``."""
 
-    clips: np.ndarray
-    """Read-only memory map, uint8 (n, T, size, size, 3)."""
+    clips: ClipArray
     table: ClipTable
     decoder: str
-    folder: Path
 
     def __len__(self) -> int:
         return len(self.table)
-
-
-def default_cache_dir() -> Path:
-    """``$WORKBENCH_CACHE``, else ``~/.cache/video-transfer-workbench``."""
-    return Path(os.environ.get("WORKBENCH_CACHE") or Path.home() / ".cache" / "video-transfer-workbench")
 
 
 def decode_table(
@@ -50,163 +137,58 @@ def decode_table(
     size_px: int,
     fit: str = "crop",
     sampling: str = "uniform",
+    sampling_rate: int = 1,
+    fps: float | None = None,
+    num_clips: int = 1,
+    num_crops: int = 1,
+    short: str = "repeat_last",
+    resize_px: int | None = None,
     decoder: str = "auto",
     workers: int = 2,
     time_limit_seconds: float = 60.0,
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> DecodedClips:
-    """All clips of a table as one memory map; decoded in guarded child processes on the first call only.
+    """All clips of a table as one array; decoded in guarded child processes when they are asked for first.
 
-    An entry is found by the files' contents (not their paths), the clips' times, sampling, size, fit and decoder.
-    It appears whole or not at all. A clip that cannot be decoded, hangs for ``time_limit_seconds`` or crashes its
-    process is quarantined with its reason and never replaced. Raises ValueError when no clip is left, or none in a
-    split that had some.
+    Clips are kept one by one and found by the file's content (not its path), the clip's times and how it is read
+    (:class:`~workbench.data.reading.Reading`). One that cannot be decoded, hangs for ``time_limit_seconds`` or crashes
+    its process is quarantined with its reason and never replaced. A table that does not fit into
+    ``$WORKBENCH_CACHE_GB`` says so and is decoded anew at each use. Raises ValueError when no clip is left, or none in
+    a split that had some.
     """
     if not len(table):
         raise ValueError(f"the table {table.info.name!r} has no clips to decode")
-    if fit not in FITS or sampling not in SAMPLINGS or num_frames < 1 or size_px < 1:
-        raise ValueError(
-            f"num_frames={num_frames} and size_px={size_px} must be at least 1, fit={fit!r} one of {FITS}, "
-            f"sampling={sampling!r} one of {SAMPLINGS}"
-        )
-    options = {"num_frames": num_frames, "size_px": size_px, "fit": fit, "sampling": sampling}
-    options["decoder"] = decoder_name(decoder)
-    base = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    key = _key(table, options, _content_ids(table.files(), base))
-    folder = base / "clips" / key
-    if not _usable(folder, time_limit_seconds):
-        shutil.rmtree(folder, ignore_errors=True)
-        _decode_into(folder, table, options, workers, time_limit_seconds, "decoding" if progress else None)
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    kept = _without(table, {int(i): reason for i, reason in meta["bad"].items()})
-    clips = np.load(folder / "clips.npy", mmap_mode="r")
-    return DecodedClips(clips, kept, str(options["decoder"]), folder)
-
-
-def _key(table: ClipTable, options: dict[str, Any], contents: list[str]) -> str:
-    rows = zip(contents, table.frame.start_seconds, table.frame.end_seconds, strict=True)
-    text = json.dumps(
-        [READER_VERSION, options, [[c, str(float(s)), str(float(e))] for c, s, e in rows]], sort_keys=True
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def content_id(path: Path) -> str:
-    """Size and sha256 of a file's bytes, or ``missing``."""
-    try:
-        with open(path, "rb") as file:
-            return f"{os.fstat(file.fileno()).st_size}-{hashlib.file_digest(file, 'sha256').hexdigest()}"
-    except OSError:
-        return "missing"
-
-
-def _content_ids(paths: Iterable[Path], base: Path) -> list[str]:
-    """:func:`content_id` of each, remembered in ``base`` by path, size and time of change."""
-    store, memo = base / "contents.json", {}
-    try:
-        memo = json.loads(store.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        log.debug("no memory of file contents in %s yet", base)
-    ids, changed = [], False
-    for path in paths:
-        name = os.path.abspath(path)
-        try:
-            stat = os.stat(name)
-            stamp = f"{stat.st_size}-{stat.st_mtime_ns}"
-        except OSError:
-            ids.append("missing")
-            continue
-        known = memo.get(name)
-        if known is None or known[0] != stamp:
-            memo[name], changed = [stamp, content_id(Path(name))], True
-        ids.append(memo[name][1])
-    if changed:
-        base.mkdir(parents=True, exist_ok=True)
-        part = store.with_name(f".{store.name}.{uuid.uuid4().hex}.part")
-        part.write_text(json.dumps(memo), encoding="utf-8")
-        os.replace(part, store)
-    return ids
-
-
-def _usable(folder: Path, limit: float) -> bool:
-    """Whether the entry is there; one in which a clip timed out or crashed is retried when given more time."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return not meta["retry"] or limit <= meta["time_limit_seconds"]
-
-
-def _decode_into(
-    folder: Path, table: ClipTable, options: dict[str, Any], workers: int, limit: float, progress: str | None
-) -> None:
-    """Fill a temporary folder and rename it: a kill leaves nothing that is ever read."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(folder.parent)
-    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
-    part.mkdir()
-    try:
-        bad, retry = _write_clips(part / "clips.npy", table, options, workers, limit, progress)
-        meta = {"options": options, "bad": bad, "retry": retry, "time_limit_seconds": limit}
-        (part / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        try:
-            os.replace(part, folder)
-        except OSError:
-            if not _usable(folder, limit):  # else another process was first, with the same content
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _write_clips(
-    target: Path, table: ClipTable, options: dict[str, Any], workers: int, limit: float, progress: str | None
-) -> tuple[dict[int, str], bool]:
-    """The array of what decodes, in order; returns {row: reason} of the rest, and whether any was a hang or crash."""
-    frame = table.frame
-    items = [
-        {"path": str(path), "start_seconds": float(start), "end_seconds": float(end), **options}
-        for path, start, end in zip(table.files(), frame.start_seconds, frame.end_seconds, strict=True)
-    ]
-    clip_shape = (options["num_frames"], options["size_px"], options["size_px"], 3)
-    everything = target.with_name("all.npy")
-    array = np.lib.format.open_memmap(everything, mode="w+", dtype=np.uint8, shape=(len(items), *clip_shape))
+    reading = Reading(
+        num_frames=num_frames, size_px=size_px, fit=fit, sampling=sampling, sampling_rate=sampling_rate, fps=fps,
+        num_clips=num_clips, num_crops=num_crops, short=short, resize_px=resize_px, decoder=decoder,
+    )  # fmt: skip
+    if reading.shape is None:
+        raise ValueError("size_px=None gives clips of many sizes, which make no array; give a size, or use load_clips")
+    loader = Loader(table, reading, workers=workers, time_limit_seconds=time_limit_seconds, cache_dir=cache_dir)
     bad: dict[int, str] = {}
-    good, retry = 0, False
-    outcomes = run_guarded(read_clip, items, workers=workers, time_limit_seconds=limit, progress=progress)
-    for row, outcome in enumerate(outcomes):
-        if isinstance(outcome, Exception):
-            bad[row] = reason_of(outcome)
-            retry |= isinstance(outcome, ItemTimeoutError | ItemCrashError)
-        else:
-            array[good] = outcome
-            good += 1
-    array.flush()
-    if bad:
-        _copy_head(array, good, target)
-        del array
-        everything.unlink()
-    else:
-        del array
-        os.replace(everything, target)
-    return bad, retry
-
-
-def _copy_head(array: np.ndarray, rows: int, target: Path) -> None:
-    shape = (rows, *array.shape[1:])
-    if not rows:
-        np.save(target, np.empty(shape, np.uint8))
-        return
-    head = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
-    for start in range(0, rows, 256):
-        head[start : start + 256] = array[start : min(start + 256, rows)]
-    head.flush()
+    good: list[int] = []
+    keys: list[str | None] = []
+    try:
+        title = "decoding" if progress else None
+        for row, key, outcome in loader.stream(range(len(table)), deliver=False, progress=title):
+            if isinstance(outcome, Exception):
+                bad[row] = reason_of(outcome)
+            else:
+                good.append(row)
+                keys.append(key)
+    finally:
+        loader.close()
+    kept = _without(table, bad)
+    return DecodedClips(ClipArray(loader, np.array(good, np.int64), keys), kept, reading.decoder)
 
 
 def reason_of(error: Exception) -> str:
     """One line for the quarantine. What is not about the file (a wrong argument, a broken library) is raised."""
     if isinstance(error, ClipDecodeError):
         return error.reason + (f" ({error.hint})" if error.hint else "")
+    if isinstance(error, ShortClipError):
+        return f"{error}"
     if isinstance(error, ItemTimeoutError | ItemCrashError):
         return f"{error}; the decoder hangs or crashes on this file"
     raise error
@@ -230,13 +212,3 @@ def _without(table: ClipTable, bad: dict[int, str]) -> ClipTable:
             "clips.doctor() lists why; mend the files or split again"
         )
     return kept
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes left, a day later."""
-    for part in folder.glob(".*.part"):
-        try:
-            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(part, ignore_errors=True)
-        except OSError:
-            log.debug("%s went away by itself", part)

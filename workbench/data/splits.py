@@ -10,6 +10,9 @@ from workbench.data.tables import SPLITS, ClipTable
 
 log = logging.getLogger(__name__)
 
+_GREEDY_GROUPS = 20_000
+"""Up to here each group is weighed against every class (about a second); beyond, groups are dealt class by class."""
+
 
 def split_by_group(
     table: ClipTable,
@@ -22,20 +25,21 @@ def split_by_group(
 
     ``fractions`` are the shares of clips (a 0 leaves that split empty). With ``stratify`` (a task) each split gets
     about that share of each class too, as far as whole groups allow: groups are placed one by one, the least balanced
-    first, where they hurt least (the greedy idea of scikit-learn's StratifiedGroupKFold, for unequal shares).
-    Raises ValueError when there are fewer groups than splits.
+    first, where they hurt least (the greedy idea of scikit-learn's StratifiedGroupKFold, for unequal shares). More
+    than 20,000 groups are instead dealt in random order, class by class, each to the split that is furthest behind its
+    share: as even at that size, and a million clips take seconds. Raises ValueError when there are fewer groups than
+    splits.
     """
     shares = _check_fractions(fractions)
-    counts, groups = _class_counts(table, stratify)
+    codes, strata = _codes(table, stratify)
     used = [i for i, share in enumerate(shares) if share > 0]
-    if len(groups) < len(used):
+    if codes.max() + 1 < len(used):
         raise ValueError(
-            f"{len(groups)} group(s) cannot fill {len(used)} splits without cutting a group in two; "
+            f"{codes.max() + 1} group(s) cannot fill {len(used)} splits without cutting a group in two; "
             "use fewer splits (a fraction of 0) or a finer group column"
         )
-    side = _place(counts, shares[used], np.random.default_rng(seed))
-    names = dict(zip(groups, (SPLITS[used[s]] for s in side), strict=True))
-    return table._with(table.frame.assign(split=table.frame.group.map(names)))
+    side = _sides(codes, strata, shares[used], seed)
+    return table._with(table.frame.assign(split=np.array([SPLITS[i] for i in used], dtype=object)[side][codes]))
 
 
 def k_fold_by_group(
@@ -43,24 +47,19 @@ def k_fold_by_group(
 ) -> list[ClipTable]:
     """``folds`` tables; each group is in test exactly once, and val is taken from the rest, by group too.
 
-    scikit-learn's StratifiedGroupKFold (with ``stratify``) or GroupKFold makes the folds.
+    scikit-learn's StratifiedGroupKFold (with ``stratify``) or GroupKFold makes the folds; more than 20,000 groups are
+    dealt as in :func:`split_by_group`.
     """
-    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     if folds < 2 or not 0 < val_fraction < 1:
         raise ValueError(f"folds={folds} must be at least 2 and val_fraction={val_fraction} between 0 and 1")
-    codes = _group_codes(table)
-    if len(np.unique(codes)) < folds + 1:
-        raise ValueError(
-            f"{len(np.unique(codes))} group(s) are too few for {folds} folds that each leave train and val"
-        )
-    kind = GroupKFold if stratify is None else StratifiedGroupKFold
-    splitter = kind(n_splits=folds, shuffle=True, random_state=seed)
-    strata = np.zeros(len(table), int) if stratify is None else _strata(table, stratify)
+    codes, strata = _codes(table, stratify)
+    if codes.max() + 1 < folds + 1:
+        raise ValueError(f"{codes.max() + 1} group(s) are too few for {folds} folds that each leave train and val")
+    fold_of = _folds(codes, strata, folds, seed, stratified=stratify is not None)
     tables = []
-    for _, test in splitter.split(np.zeros(len(table)), strata, codes):
-        in_test = np.zeros(len(table), bool)
-        in_test[test] = True
+    for fold in range(folds):
+        in_test = fold_of == fold
         rest = split_by_group(
             table[~in_test], fractions=(1 - val_fraction, val_fraction, 0), seed=seed, stratify=stratify
         )
@@ -97,8 +96,11 @@ def split_randomly(
 
 def groups_across_splits(table: ClipTable) -> list[str]:
     """Groups with clips in more than one split."""
-    spread = table.frame.dropna(subset=["split"]).groupby("group").split.nunique()
-    return [str(g) for g in spread[spread > 1].index]
+    known = table.frame.split.notna().to_numpy() & table.frame.group.notna().to_numpy()
+    codes, groups = pd.factorize(table.frame.group[known], sort=True)
+    pairs = pd.unique(codes * len(SPLITS) + pd.Categorical(table.frame.split[known], SPLITS).codes)
+    spread = np.bincount(pairs // len(SPLITS), minlength=len(groups))
+    return [str(groups[g]) for g in np.flatnonzero(spread > 1)]
 
 
 def _check_fractions(fractions: Sequence[float]) -> np.ndarray:
@@ -108,12 +110,15 @@ def _check_fractions(fractions: Sequence[float]) -> np.ndarray:
     return shares
 
 
-def _group_codes(table: ClipTable) -> np.ndarray:
+def _codes(table: ClipTable, stratify: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each clip's group (in the order of their names) and of its class, int64 (n,) each."""
     if not len(table):
         raise ValueError("the table has no clips to split")
     if table.frame.group.isna().any():
         raise ValueError(f"{int(table.frame.group.isna().sum())} clip(s) have no group; fill the group column")
-    return pd.factorize(table.frame.group, sort=True)[0]
+    codes = pd.factorize(table.frame.group, sort=True)[0].astype(np.int64)
+    strata = np.zeros(len(table), np.int64) if stratify is None else _strata(table, stratify)
+    return codes, np.unique(strata, return_inverse=True)[1]
 
 
 def _strata(table: ClipTable, task: str) -> np.ndarray:
@@ -125,14 +130,56 @@ def _strata(table: ClipTable, task: str) -> np.ndarray:
     return np.where(missing, -1, np.nan_to_num(values)).astype(int)
 
 
-def _class_counts(table: ClipTable, stratify: str | None) -> tuple[np.ndarray, list[str]]:
-    """(groups, classes) numbers of clips, and the groups' names in that order."""
-    codes = _group_codes(table)
-    strata = np.zeros(len(table), int) if stratify is None else _strata(table, stratify)
-    classes = np.unique(strata, return_inverse=True)[1]
-    counts = np.zeros((codes.max() + 1, classes.max() + 1))
-    np.add.at(counts, (codes, classes), 1)
-    return counts, sorted(table.frame.group.unique())
+def _sides(codes: np.ndarray, strata: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
+    """The split of each group, as an index of ``shares``; none is left empty."""
+    rng = np.random.default_rng(seed)
+    if codes.max() >= _GREEDY_GROUPS:
+        return _deal(codes, strata, shares, rng)
+    counts = np.zeros((codes.max() + 1, strata.max() + 1))
+    np.add.at(counts, (codes, strata), 1)
+    return _place(counts, shares, rng)
+
+
+def _folds(codes: np.ndarray, strata: np.ndarray, folds: int, seed: int, *, stratified: bool) -> np.ndarray:
+    """The fold that tests each clip."""
+    if codes.max() >= _GREEDY_GROUPS:
+        return _deal(codes, strata, np.full(folds, 1 / folds), np.random.default_rng(seed))[codes]
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    kind = StratifiedGroupKFold if stratified else GroupKFold
+    splitter = kind(n_splits=folds, shuffle=True, random_state=seed)
+    fold_of = np.empty(len(codes), int)
+    for fold, (_, test) in enumerate(splitter.split(np.zeros(len(codes)), strata, codes)):
+        fold_of[test] = fold
+    return fold_of
+
+
+def _deal(codes: np.ndarray, strata: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A split for each of many groups: in random order within the class that a group mostly holds, each goes to the
+    split furthest behind its share. Memory is a few numbers per clip, whatever the number of classes."""
+    classes = int(strata.max()) + 1
+    pairs, counts = np.unique(codes * classes + strata, return_counts=True)
+    by_count = np.lexsort((counts, pairs // classes))  # the last entry of each group is its largest class
+    last = by_count[np.flatnonzero(np.diff(pairs[by_count] // classes, append=-1))]
+    main, sizes = pairs[last] % classes, np.bincount(codes)
+    order = np.lexsort((rng.random(len(sizes)), main))
+    behind, side = [0.0] * len(shares), np.empty(len(sizes), int)
+    gains = shares.tolist()
+    # Plain numbers: a NumPy call per group would cost a hundred times as much.
+    for group, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        behind = [b + g * size for b, g in zip(behind, gains, strict=True)]
+        chosen = behind.index(max(behind))
+        behind[chosen] -= size
+        side[group] = chosen
+    return _none_empty(side, sizes, len(shares))
+
+
+def _none_empty(side: np.ndarray, sizes: np.ndarray, splits: int) -> np.ndarray:
+    """Give each empty split the smallest group of a split that has several."""
+    for empty in np.setdiff1d(np.arange(splits), side):
+        donors = np.flatnonzero(np.bincount(side, minlength=splits)[side] > 1)
+        side[donors[np.argmin(sizes[donors])]] = empty
+    return side
 
 
 def _place(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -151,7 +198,4 @@ def _place(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> 
         best = np.flatnonzero(np.isclose(cost, cost.min(), rtol=1e-9, atol=1e-12))
         side[group] = rng.choice(best)
         filled[side[group]] += counts[group]
-    for empty in np.setdiff1d(np.arange(len(shares)), side):
-        donors = np.flatnonzero(np.bincount(side, minlength=len(shares))[side] > 1)
-        side[donors[np.argmin(counts[donors].sum(1))]] = empty
-    return side
+    return _none_empty(side, counts.sum(1), len(shares))

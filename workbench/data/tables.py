@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 KINDS = ("multiclass", "binary", "regression")
 SPLITS = ("train", "val", "test")
 REQUIRED = ("clip_id", "path", "start_seconds", "end_seconds", "split", "group")
+DECODERS = ("auto", "decord", "pyav", "torchcodec")
+_HASHED_ROWS = 50_000
+"""Rows turned into text at a time by :meth:`ClipTable.fingerprint`: a few MB, however long the table."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Task:
         object.__setattr__(self, "classes", tuple(str(c) for c in self.classes))
         if self.kind not in KINDS:
             raise ValueError(f"task {self.name!r}: kind={self.kind!r} is not one of {', '.join(KINDS)}")
-        if self.name in REQUIRED:
+        if self.name in (*REQUIRED, "decoder"):
             raise ValueError(f"task name {self.name!r} is taken by a column of the clip table; rename the label column")
         if self.kind == "multiclass" and len(self.classes) < 2:
             raise ValueError(f"task {self.name!r} has {len(self.classes)} class(es); multiclass needs at least 2")
@@ -60,12 +63,15 @@ class Task:
             if odd:
                 raise ValueError(f"task {self.name!r} is binary but has the label(s) {odd[:5]}; use 0, 1 or missing")
             return values
-        index = {name: float(i) for i, name in enumerate(self.classes)}
-        known = labels.dropna().astype(str)
-        odd_names = sorted(set(known) - set(index))
-        if odd_names:
+        values = np.full(len(labels), np.nan)
+        given = labels.notna().to_numpy()
+        known = labels[given].astype(str)
+        codes = pd.Index(self.classes, dtype=object).get_indexer(pd.Index(known, dtype=object))
+        if (codes < 0).any():
+            odd_names = sorted(set(known[codes < 0]))
             raise ValueError(f"task {self.name!r} has the unknown label(s) {odd_names[:5]}; it knows {self.classes}")
-        return labels.map(lambda x: np.nan if pd.isna(x) else index[str(x)]).to_numpy(float)
+        values[given] = codes
+        return values
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "kind": self.kind, "classes": list(self.classes)}
@@ -84,6 +90,8 @@ class DatasetInfo:
     source: str = ""
     horizontal_flip: bool = False
     """Whether mirroring a clip keeps every label true. False by default: a flip turns "left" into "right"."""
+    time_reversal: bool = False
+    """Whether playing a clip backwards keeps every label true. False by default: it turns "open" into "close"."""
 
 
 def _relative(root: Path, folder: Path) -> str:
@@ -105,7 +113,8 @@ class ClipTable:
 
     Columns of ``frame``: ``clip_id`` (unique), ``path`` (relative to ``root``, ``/`` separated), ``start_seconds`` and
     ``end_seconds`` (NaN: the whole file), ``split`` (``train``, ``val``, ``test``), ``group`` (what must stay on one
-    side of a split: source video, camera, person), one column per task, and free metadata columns.
+    side of a split: source video, camera, person), one column per task, and free metadata columns. A column
+    ``decoder`` is optional: where it is not missing, that clip is read with that decoder and no other.
     ``quarantine`` lists what was taken out and why (``clip_id, path, reason``); it is counted in every report.
     """
 
@@ -134,11 +143,15 @@ class ClipTable:
         twice = self.frame.clip_id[self.frame.clip_id.duplicated()].unique()
         if len(twice):
             raise ValueError(f"clip_id must be unique; given more than once: {list(twice[:5])}")
-        odd = sorted(set(self.frame.split.dropna()) - set(SPLITS))
-        if odd:
-            raise ValueError(f"split must be one of {SPLITS}; found {odd}")
+        for column, allowed in (("split", SPLITS), ("decoder", DECODERS)):
+            given = self.frame[column].dropna().unique() if column in self.frame else ()
+            odd = sorted({str(v) for v in given} - set(allowed))
+            if odd:
+                raise ValueError(f"{column} must be one of {allowed} or missing; found {odd[:5]}")
         if not self.allow_outside_root:
-            for path in self.frame.path:
+            # One vectorised look at all rows; only what could be an escape is parsed.
+            suspects = self.frame.path[self.frame.path.astype(str).str.contains(r"^(?:.?:|[/\\])|\.\.", regex=True)]
+            for path in suspects:
                 if _leaves_root(str(path)):
                     raise ValueError(
                         f"path {path!r} leaves the table's root {str(self.root)!r}; "
@@ -149,13 +162,14 @@ class ClipTable:
         return len(self.frame)
 
     def __repr__(self) -> str:
-        splits = ", ".join(f"{s} {int((self.frame.split == s).sum())}" for s in SPLITS)
+        sizes = self.frame.split.value_counts()
+        splits = ", ".join(f"{s} {sizes.get(s, 0)}" for s in SPLITS) if len(sizes) else "in no split"
         tasks = ", ".join(
             f"{t.name} ({t.kind}{f', {len(t.classes)} classes' if t.kind == 'multiclass' else ''})" for t in self.tasks
         )
         gone = f"; {len(self.quarantine)} quarantined" if len(self.quarantine) else ""
         counts = f"{len(self)} clips ({splits}), {self.frame.group.nunique()} groups{gone}"
-        return f"ClipTable {self.info.name!r}: {counts}\n  tasks: {tasks}"
+        return f"ClipTable {self.info.name!r}: {counts}\n  tasks: {tasks or 'none'}"
 
     def __getitem__(self, rows: Any) -> "ClipTable":
         """A sub-table by boolean mask, positions or slice."""
@@ -226,9 +240,15 @@ class ClipTable:
     def fingerprint(self) -> str:
         """Sixteen hex digits that change when a clip, a label, a split or a group does."""
         columns = [*REQUIRED, *(t.name for t in self.tasks)]
-        text = self.frame[columns].sort_values("clip_id").to_csv(index=False, float_format="%.9g")
-        tasks = repr([t.to_json() for t in self.tasks])
-        return hashlib.sha256((text + tasks).encode()).hexdigest()[:16]
+        if "decoder" in self.frame and self.frame.decoder.notna().any():
+            columns.append("decoder")
+        order = self.frame.clip_id.sort_values().index.to_numpy()
+        digest = hashlib.sha256()
+        for start in range(0, max(1, len(order)), _HASHED_ROWS):
+            rows = self.frame[columns].iloc[order[start : start + _HASHED_ROWS]]
+            digest.update(rows.to_csv(index=False, header=start == 0, float_format="%.9g").encode())
+        digest.update(repr([t.to_json() for t in self.tasks]).encode())
+        return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path) -> Path:
         """Write ``clips.parquet`` and ``dataset.toml`` into ``folder``.
@@ -255,6 +275,7 @@ class ClipTable:
             "",
             "[label_safe]",
             f"horizontal_flip = {str(self.info.horizontal_flip).lower()}",
+            f"time_reversal = {str(self.info.time_reversal).lower()}",
         ]
         for task in self.tasks:
             classes = ", ".join(quote(c) for c in task.classes)
@@ -275,6 +296,7 @@ class ClipTable:
         info = DatasetInfo(
             name=card["name"], licence=card["licence"], source=card["source"],
             horizontal_flip=bool(card["label_safe"]["horizontal_flip"]),
+            time_reversal=bool(card["label_safe"].get("time_reversal", False)),
         )  # fmt: skip
         return ClipTable(
             pd.read_parquet(folder / "clips.parquet"),
@@ -284,6 +306,12 @@ class ClipTable:
             quarantine=pd.read_parquet(folder / "quarantine.parquet"),
             allow_outside_root=allow_outside_root,
         )
+
+    def __add__(self, other: "ClipTable") -> "ClipTable":
+        """Both tables as one; see :func:`workbench.data.combine.concat`."""
+        from workbench.data.combine import concat
+
+        return concat([self, other]) if isinstance(other, ClipTable) else NotImplemented
 
     def renamed(self, name: str) -> "ClipTable":
         return self._with(self.frame, info=replace(self.info, name=name))

@@ -18,6 +18,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, VideoMAEConfig, VideoMAEForVideoClassification
 
 from workbench.models.hub import locate, quiet, read_preprocessing, readable_errors
+from workbench.models.preprocess import Preprocessing
+from workbench.models.preprocess import to_pixel_values as to_pixel_values
 
 log = logging.getLogger(__name__)
 
@@ -42,24 +44,6 @@ class Tokens:
                 f"tokens of shape {tuple(self.tokens.shape)} do not fit the grid {self.grid}; "
                 f"expected (B, {math.prod(self.grid)}, D)"
             )
-
-
-def to_pixel_values(
-    clips: torch.Tensor, mean: Sequence[float], std: Sequence[float], *, scale: float = 1 / 255
-) -> torch.Tensor:
-    """uint8 ``clips`` (B, T, H, W, C) -> float32 ``pixel_values`` (B, T, C, H, W), on the clips' device.
-
-    ``(clips * scale - mean) / std`` per channel: Hugging Face's numbers without its resize, which the decoder has done.
-    """
-    shape, channels = tuple(clips.shape), len(mean)
-    if clips.dtype != torch.uint8 or clips.ndim != 5 or shape[-1] != channels:
-        raise ValueError(
-            f"clips must be uint8 (B, T, H, W, {channels}), not {clips.dtype} {shape}; "
-            "read them with workbench.data.clips.read_clip or decode_table"
-        )
-    x = clips.permute(0, 1, 4, 2, 3).float() * scale  # (B, T, C, H, W)
-    centre = torch.tensor(mean, device=x.device).view(channels, 1, 1)  # (C, 1, 1)
-    return (x - centre) / torch.tensor(std, device=x.device).view(channels, 1, 1)
 
 
 class VideoMAEFamily:
@@ -125,13 +109,12 @@ class Backbone(nn.Module):
     """An encoder that turns ``pixel_values`` (B, T, C, H, W) into :class:`Tokens` (B, N, D). Made by `load_backbone`.
 
     ``model`` is the Hugging Face encoder; ``norm`` follows the mean of the tokens (identity where the encoder already
-    ends in its norm); ``mean``, ``std`` and ``scale`` are the checkpoint's own preprocessing.
+    ends in its norm); ``preprocessing`` is the checkpoint's own.
     """
 
     def __init__(
-        self, family: str, source: str, model: PreTrainedModel, norm: nn.Module, *,
-        mean: Sequence[float], std: Sequence[float], scale: float,
-    ) -> None:  # fmt: skip
+        self, family: str, source: str, model: PreTrainedModel, norm: nn.Module, *, preprocessing: Preprocessing
+    ) -> None:
         super().__init__()
         self.family, self.source, self.model, self.norm = family, source, model, norm
         config = self.config = model.config
@@ -143,7 +126,7 @@ class Backbone(nn.Module):
         self.patch_size = _square("patch_size", config.patch_size)
         side = self.size_px // self.patch_size
         self.grid = (self.num_frames // self.tubelet_size, side, side)
-        self.mean, self.std, self.scale = tuple(mean), tuple(std), scale
+        self.preprocessing = preprocessing.for_model(self.size_px)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -159,9 +142,21 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def resize_px(self) -> int:
+        """Short side of a frame before the centre crop to ``size_px``, as the checkpoint's file says."""
+        return self.preprocessing.short_side(self.size_px)
+
     def prepare(self, clips: torch.Tensor | np.ndarray) -> torch.Tensor:
-        """uint8 clips (B, T, H, W, C) -> normalised ``pixel_values`` (B, T, C, H, W) on the clips' device."""
-        x = to_pixel_values(torch.as_tensor(clips), self.mean, self.std, scale=self.scale)
+        """uint8 clips (B, T, H, W, C) -> normalised ``pixel_values`` (B, T, C, size_px, size_px) on the clips' device.
+
+        Clips that are ``size_px`` squares are only normalised; others go through the checkpoint's own resize and crop.
+        """
+        clips, steps = torch.as_tensor(clips), self.preprocessing
+        if tuple(clips.shape[2:4]) == (self.size_px, self.size_px):
+            x = to_pixel_values(clips, steps.mean, steps.std, scale=steps.scale)
+        else:
+            x = steps.pixel_values(clips)
         self._check(x)
         return x
 
@@ -220,11 +215,12 @@ class Backbone(nn.Module):
 
     def _check(self, pixel_values: torch.Tensor) -> None:
         shape = tuple(pixel_values.shape)
-        wanted = (self.num_frames, len(self.mean), self.size_px, self.size_px)
+        channels = len(self.preprocessing.mean)
+        wanted = (self.num_frames, channels, self.size_px, self.size_px)
         if len(shape) != 5 or shape[1:] != wanted:
             raise ValueError(
                 f"{self.source} takes clips of num_frames={self.num_frames} at size_px={self.size_px} with "
-                f"{len(self.mean)} channels: (B, T, C, H, W) = (B, {', '.join(map(str, wanted))}), not {shape}; "
+                f"{channels} channels: (B, T, C, H, W) = (B, {', '.join(map(str, wanted))}), not {shape}; "
                 f"decode with num_frames={self.num_frames}, size_px={self.size_px}"
             )
 
@@ -248,7 +244,7 @@ def load_backbone(
     family = config_dict.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"{source} is a {family!r} model; the families known here are {', '.join(FAMILIES)}")
-    mean, std, scale = read_preprocessing(source, location)
+    preprocessing = read_preprocessing(source, location)
 
     # Building and loading both draw random numbers (load: for the classifier we drop). CPU generator only, by name:
     # torch.manual_seed would reach into the CUDA generators too.
@@ -256,7 +252,7 @@ def load_backbone(
         torch.default_generator.manual_seed(seed)
         adapter = FAMILIES[family]
         model, norm = adapter.build(config_dict) if weights == "random" else adapter.load(location, config_dict)
-    backbone = Backbone(family, source, model, norm, mean=mean, std=std, scale=scale)
+    backbone = Backbone(family, source, model, norm, preprocessing=preprocessing)
     backbone._set_attention(attn)
     return backbone.eval()
 

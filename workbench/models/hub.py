@@ -10,6 +10,8 @@ import transformers.utils.logging as hf_logging
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
+from workbench.models.preprocess import Preprocessing
+
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 PACKAGED = ("nano",)
 PREPROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
@@ -32,8 +34,9 @@ def locate(source: str) -> str:
     return source
 
 
-def read_preprocessing(source: str, location: str) -> tuple[list[float], list[float], float]:
-    """Channel mean, standard deviation and scale that the checkpoint was trained with."""
+def read_preprocessing(source: str, location: str) -> Preprocessing:
+    """What the checkpoint's own file says should be done to frames. Raises FileNotFoundError where it has no such file,
+    ValueError where the file lacks or asks for something."""
     for name in PREPROCESSOR_FILES:
         with readable_errors(source):
             found = cached_file(
@@ -47,14 +50,10 @@ def read_preprocessing(source: str, location: str) -> tuple[list[float], list[fl
             f"{source} has no {' or '.join(PREPROCESSOR_FILES)}, so its mean and standard deviation are unknown; "
             "put the file beside config.json (keys image_mean, image_std)"
         )
-    record = json.loads(Path(found).read_text(encoding="utf-8"))
-    scale = float(record.get("rescale_factor", 1 / 255)) if record.get("do_rescale", True) else 1.0
-    if not record.get("do_normalize", True):
-        return [0.0] * 3, [1.0] * 3, scale
-    missing = [key for key in ("image_mean", "image_std") if key not in record]
-    if missing:
-        raise ValueError(f"{found} lacks {missing}; without them clips cannot be normalised as in pretraining")
-    return [float(v) for v in record["image_mean"]], [float(v) for v in record["image_std"]], scale
+    try:
+        return Preprocessing.from_record(json.loads(Path(found).read_text(encoding="utf-8")))
+    except ValueError as error:  # a JSON error is one too
+        raise ValueError(f"{found}: {error}") from error
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Decoded clips and encoded targets of one table, as the training loop wants them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,20 +16,26 @@ from workbench.data.tables import ClipTable
 from workbench.models.backbones import Backbone
 from workbench.training.setup import Setup
 
+TRAIN_WINDOWS = 4
+"""Windows stored per training clip where ``dense`` or ``fps`` sampling shows a part of it: from the first that fits to
+the last; each epoch sees a random one, so that nothing is decoded again."""
+
 
 @dataclass(frozen=True)
 class Feed:
-    """``train`` may hold more and larger frames than shown (see :mod:`workbench.data.augment`); ``val`` and ``test``
-    are exactly the protocol's."""
+    """``train`` may hold more and larger frames than shown (see :mod:`workbench.data.augment`), or several windows;
+    ``val`` is the centre view of each clip, watched during training; ``val_views`` and ``test`` are the protocol's."""
 
     train: DecodedClips
     val: DecodedClips
+    val_views: DecodedClips
     test: DecodedClips | None
     protocol: Protocol
 
     def quarantined(self) -> list[dict[str, str]]:
         """Every clip that was left out, with its reason."""
-        parts = [part.table.quarantine for part in (self.train, self.val, self.test) if part is not None]
+        read = (self.train, self.val, self.val_views, self.test)
+        parts = [part.table.quarantine for part in read if part is not None]
         rows = {row["clip_id"]: row for part in parts for row in part.to_dict("records")}
         return [{key: str(row[key]) for key in ("clip_id", "path", "reason")} for row in rows.values()]
 
@@ -42,36 +49,56 @@ def feed(table: ClipTable, setup: Setup, backbone: Backbone, *, workers: int, pr
                 f"{table.info.name!r} has no {split} clips to {what}; split it, for example with "
                 "open_clips(..., fractions=(.7, .15, .15)) or workbench.data.splits.split_by_group"
             )
-    T, size = backbone.num_frames, backbone.size_px
-    many = setup.augment and setup.sampling != "single"
+    wanted = protocol_of(setup, backbone)
+    one_view = replace(wanted, num_clips=1, num_crops=1, level="clip")
 
-    def decoded(part: ClipTable, num_frames: int, size_px: int) -> DecodedClips:
-        return decode_table(
-            part, num_frames=num_frames, size_px=size_px, fit=setup.fit, sampling=setup.sampling, decoder=setup.decoder,
-            workers=workers, progress=progress,
-        )  # fmt: skip
+    def decoded(part: ClipTable, how: Protocol, **changes: Any) -> DecodedClips:
+        return decode_table(part, **{**how.reading(), **changes}, workers=workers, progress=progress)
 
-    train = decoded(table.train, T * OVERSAMPLE if many else T, round(size * MARGIN) if setup.augment else size)
-    val = decoded(table.val, T, size)
-    test = decoded(table.test, T, size) if (table.frame.split == "test").any() else None
-    protocol = Protocol(
-        num_frames=T, size_px=size, sampling=setup.sampling, fit=setup.fit, decoder=train.decoder, split="test"
-    )
-    return Feed(train, val, test, protocol)
+    train = decoded(table.train, one_view, **_train_reading(setup, one_view))
+    val = decoded(table.val, one_view)
+    val_views = decoded(table.val, wanted) if wanted.level == "video" else val
+    test = decoded(table.test, wanted) if (table.frame.split == "test").any() else None
+    return Feed(train, val, val_views, test, replace(wanted, decoder=train.decoder))
+
+
+def protocol_of(setup: Setup, backbone: Backbone) -> Protocol:
+    """How a run of this setup reads the clips it is scored on."""
+    several = setup.test_clips * setup.test_crops > 1
+    return Protocol(
+        num_frames=backbone.num_frames, size_px=backbone.size_px, sampling=setup.sampling, fit=setup.fit,
+        sampling_rate=setup.sampling_rate, fps=setup.fps, short=setup.short,
+        resize_px=backbone.resize_px if setup.fit == "crop" else None, decoder=setup.decoder,
+        num_clips=setup.test_clips, num_crops=setup.test_crops, level="video" if several else "clip",
+    )  # fmt: skip
+
+
+def _train_reading(setup: Setup, shown: Protocol) -> dict[str, Any]:
+    """What training stores beyond what it shows: neighbouring frames, other windows, a margin for the crop."""
+    if not setup.augment:
+        return {}
+    larger = {"size_px": round(shown.size_px * MARGIN), "resize_px": None}
+    if setup.sampling == "uniform" and setup.short != "error":
+        return larger | {"num_frames": shown.num_frames * OVERSAMPLE}
+    return larger | ({"num_clips": TRAIN_WINDOWS} if setup.sampling in ("dense", "fps") else {})
 
 
 class ClipSet(Dataset[tuple[Tensor, Tensor]]):
-    """(clip uint8 (T, H, W, C), targets float64 (tasks,) with NaN where missing)."""
+    """(clip uint8 (T, H, W, C), targets float64 (tasks,) with NaN where missing); with ``windows`` stored per clip,
+    item ``i * windows + w`` is window ``w`` of clip ``i``."""
 
     def __init__(self, decoded: DecodedClips) -> None:
         self.clips = decoded.clips
+        self.windows = self.clips.shape[1] if self.clips.ndim == 6 else 1
         self.targets = targets_of(decoded.table)
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.clips) * self.windows
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(np.array(self.clips[i])), self.targets[i]
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
+        i, window = divmod(item, self.windows)
+        clip = self.clips[i] if self.windows == 1 else self.clips[i, window]
+        return torch.from_numpy(np.array(clip)), self.targets[i]
 
 
 def targets_of(table: ClipTable) -> Tensor:
@@ -80,18 +107,23 @@ def targets_of(table: ClipTable) -> Tensor:
 
 
 class EpochOrder(Sampler[int]):
-    """A shuffle that depends on (seed, epoch) alone, so that a resumed run sees what an unbroken one would."""
+    """Each clip once, by a random one of its ``windows``, in an order that depends on (seed, epoch) alone, so that a
+    resumed run sees what an unbroken one would."""
 
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed, self.epoch = n, seed, 0
+    def __init__(self, n: int, seed: int, windows: int = 1) -> None:
+        self.n, self.seed, self.windows, self.epoch = n, seed, windows, 0
 
     def __len__(self) -> int:
         return self.n
 
     def __iter__(self) -> Iterator[int]:
-        yield from np.random.default_rng([self.seed, self.epoch]).permutation(self.n).tolist()
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(self.n)
+        yield from (order * self.windows + rng.integers(self.windows, size=self.n)).tolist()
 
 
-def loader(decoded: DecodedClips, order: EpochOrder, batch_size: int) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches from the memory map; no loader processes, since reading is a memcpy."""
-    return DataLoader(ClipSet(decoded), batch_size=batch_size, sampler=order)
+def loader(decoded: DecodedClips, seed: int, batch_size: int) -> tuple[DataLoader[tuple[Tensor, Tensor]], EpochOrder]:
+    """Batches from the stored clips, and their order; no loader processes, since reading is a memcpy."""
+    clips = ClipSet(decoded)
+    order = EpochOrder(len(decoded), seed, clips.windows)
+    return DataLoader(clips, batch_size=batch_size, sampler=order), order

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from workbench.data.layouts import open_clips
+from workbench.data.splits import groups_across_splits
 from workbench.data.tables import ClipTable
 from workbench.models.backbones import Backbone
 from workbench.models.tml import TML
@@ -53,6 +54,8 @@ def fine_tune(
     # Spelled out, so that a run says what it did even when a default changes.
     setup = setup.replace(tasks=tuple(task.name for task in table.tasks), lr=backbone_lr, head_lr=head_lr)
     _check_labels(table)
+    if leaks := groups_across_splits(table):
+        log.warning("%s: %d group(s) lie in more than one split; scores will be too good", table.info.name, len(leaks))
     chosen = pick_device(device)
     model = build_model(setup, table.tasks)
     fingerprint = model.backbone.fingerprint()
@@ -70,7 +73,7 @@ def fine_tune(
     with torch.random.fork_rng(devices=[]):  # the loop seeds every step; the caller's own randomness stays as it was
         state, kept = train(
             model, data, setup, accelerator, folder, standard,
-            flip=table.info.horizontal_flip, progress=progress, watch=watch,
+            flip=table.info.horizontal_flip, reverse=table.info.time_reversal, progress=progress, watch=watch,
         )  # fmt: skip
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.load_state_dict(kept, strict=False)
@@ -84,8 +87,12 @@ def fine_tune(
 def setup_label(setup: Setup) -> str:
     """A short name that tells setups of one sweep apart."""
     parts = [setup.strategy]
-    if setup.sampling == "single":
-        parts.append("single-frame")
+    named = {"single": "single-frame", "dense": f"dense{setup.sampling_rate}", "fps": f"{setup.fps}fps"}
+    if setup.sampling in named:
+        parts.append(named[setup.sampling])
+    if not setup.augment:
+        parts.append("plain")
+    parts += [f"{n}{getattr(setup, n):g}" for n in ("rand_augment", "erasing", "mixup", "cutmix") if getattr(setup, n)]
     if setup.seed:
         parts.append(f"seed{setup.seed}")
     return "-".join(parts)
@@ -93,7 +100,8 @@ def setup_label(setup: Setup) -> str:
 
 def _folder_name(label: str, setup: Setup, table: ClipTable, backbone: str) -> str:
     """Readable, and different for another setup, table, labels or backbone weights."""
-    identity = f"{setup.fingerprint()} {table.fingerprint()} {backbone} {table.info.horizontal_flip}"
+    safe_flips = f"{table.info.horizontal_flip} {table.info.time_reversal}"
+    identity = f"{setup.fingerprint()} {table.fingerprint()} {backbone} {safe_flips}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{table.info.name}-{label}")
     return f"{safe}-{digest}"
@@ -134,7 +142,7 @@ def make_accelerator(setup: Setup, device: torch.device, *, compile_model: bool 
 
 
 def _predictions(model: TML, data: Feed, standard: Standard) -> pd.DataFrame:
-    parts = [p for p in (data.val, data.test) if p is not None]
+    parts = [p for p in (data.val_views, data.test) if p is not None]
     frames = [prediction_frame(p.table, model.tasks, outputs_of(model, p.clips), standard) for p in parts]
     return pd.concat(frames, ignore_index=True)
 
@@ -163,6 +171,7 @@ def _record(
         "data": {
             "name": table.info.name, "fingerprint": table.fingerprint(), "root": str(table.root.resolve()),
             "clips": counts, "groups": int(table.frame.group.nunique()),
+            "leaking_groups": len(groups_across_splits(table)),
             "quarantined": len(quarantined), "quarantine": quarantined,
         },
         "parameters": {

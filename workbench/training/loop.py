@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from tqdm.auto import tqdm
 
 from workbench.data.augment import Augment
 from workbench.data.cache import DecodedClips
+from workbench.data.mix import Mix
+from workbench.data.tables import Task
 from workbench.models.tml import TML
-from workbench.training.feed import EpochOrder, Feed, loader, targets_of
+from workbench.training.feed import Feed, loader, targets_of
 from workbench.training.losses import Standard, decide, total_loss
 from workbench.training.metrics import main_metric, weighted_metrics
 from workbench.training.predict import outputs_of
@@ -77,10 +79,11 @@ def train(
     standard: Standard,
     *,
     flip: bool,
+    reverse: bool = False,
     progress: bool,
     watch: Watcher | None,
 ) -> tuple[Progress, dict[str, Tensor]]:
-    """The loop: augment, forward, sum of task losses, backward, step; after each epoch the score on val.
+    """The loop: augment, mix, forward, sum of task losses, backward, step; after each epoch the score on val.
 
     Everything random depends on (seed, epoch, step), so a run resumed from ``folder/checkpoint`` ends with the
     weights an unbroken one would have. Returns the progress and the weights that are kept: of the
@@ -88,11 +91,14 @@ def train(
     """
     backbone, tasks = model.backbone, model.tasks
     augment = Augment(
-        num_frames=backbone.num_frames, size_px=backbone.size_px, crop_scale=(setup.crop_scale, 1.0), flip=flip
-    )
+        num_frames=backbone.num_frames, size_px=backbone.size_px, crop_scale=(setup.crop_scale, 1.0),
+        flip=flip, reverse=reverse,
+        rand_augment=setup.rand_augment, magnitude=setup.magnitude, erasing=setup.erasing,
+    )  # fmt: skip
+    mix = mix_of(setup, tasks)
     optimizer = torch.optim.AdamW(parameter_groups(model, setup), betas=(0.9, 0.999))
-    order = EpochOrder(len(data.train), setup.seed)
-    network, optimizer, batches = accelerator.prepare(model, optimizer, loader(data.train, order, setup.batch_size))
+    batches, order = loader(data.train, setup.seed, setup.batch_size)
+    network, optimizer, batches = accelerator.prepare(model, optimizer, batches)
     steps = setup.epochs * math.ceil(len(batches) / setup.accumulation)
     state, kept = load_checkpoint(folder, model, optimizer, accelerator.device)
     saved = time.monotonic()
@@ -103,11 +109,15 @@ def train(
         network.train()
         for clips, targets in _rest(batches, state.batch, accelerator):
             torch.manual_seed(_mixed(setup.seed, state.epoch, state.batch))  # dropout, where a backbone has any
-            chance = torch.Generator(clips.device).manual_seed(_mixed(setup.seed, state.epoch, state.batch))
+            # On the CPU, so that a seed means the same crops, operations and partners on every device.
+            chance = torch.Generator().manual_seed(_mixed(setup.seed, state.epoch, state.batch))
             with accelerator.accumulate(network):
                 shown = augment(clips, chance) if setup.augment else clips
+                shown, pairing = mix(shown, chance) if mix else (shown, None)
                 outputs = network(backbone.prepare(shown))
-                loss = total_loss(tasks, outputs, targets, standard, label_smoothing=setup.label_smoothing)
+                loss = total_loss(
+                    tasks, outputs, targets, standard, label_smoothing=setup.label_smoothing, pairing=pairing
+                )
                 accelerator.backward(loss)
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * rate(state.step, steps, setup.warmup)
@@ -149,6 +159,21 @@ def train(
             watch(pd.DataFrame(state.history))
     bar.close()
     return state, kept
+
+
+def mix_of(setup: Setup, tasks: Sequence[Task]) -> Mix | None:
+    """How a setup mixes the clips of these tasks, or None. A value is no class: averaging two clips need not average
+    their values, so a regression task keeps a table from being mixed unless ``mix_regression`` says that it may."""
+    if not setup.mixup and not setup.cutmix:
+        return None
+    values = [task.name for task in tasks if task.kind == "regression"]
+    if values and not setup.mix_regression:
+        log.warning(
+            "mixup=%g and cutmix=%g are off: %s is regression; set mix_regression=True to interpolate its targets",
+            setup.mixup, setup.cutmix, " and ".join(values),
+        )  # fmt: skip
+        return None
+    return Mix(mixup=setup.mixup, cutmix=setup.cutmix)
 
 
 def epoch_row(history: list[dict[str, float]]) -> str:

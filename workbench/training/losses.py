@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench.data.mix import Pairing
 from workbench.data.tables import ClipTable, Task
 
 Standard = dict[str, tuple[float, float]]
@@ -50,13 +51,35 @@ def total_loss(
     standard: Standard,
     *,
     label_smoothing: float = 0.0,
+    pairing: Pairing | None = None,
 ) -> Tensor:
-    """Plain sum over the tasks; ``targets`` (B, tasks)."""
-    terms = [
-        task_loss(task, outputs[task.name], targets[:, i], standard, label_smoothing=label_smoothing)
-        for i, task in enumerate(tasks)
-    ]
+    """Plain sum over the tasks; ``targets`` (B, tasks). With a ``pairing`` the clips are mixed ones: their targets stay
+    as they were, and :func:`mixed_loss` takes each from both sides."""
+    terms = []
+    for i, task in enumerate(tasks):
+        output, target = outputs[task.name], targets[:, i]
+        if pairing is None:
+            terms.append(task_loss(task, output, target, standard, label_smoothing=label_smoothing))
+        else:
+            terms.append(mixed_loss(task, output, target, standard, pairing, label_smoothing=label_smoothing))
     return torch.stack(terms).sum()
+
+
+def mixed_loss(
+    task: Task, output: Tensor, target: Tensor, standard: Standard, pairing: Pairing, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """Loss of mixed clips: ``weight`` times that of their own labels plus the rest times that of their partners'.
+
+    For classes this is the cross entropy with soft labels, since that is linear in them, but a label that is missing on
+    one side is left out on that side only. A regression target is interpolated, and needs both.
+    """
+    if task.kind == "regression":
+        return task_loss(task, output, pairing.blended(target), standard)
+    own, partners = (
+        task_loss(task, output, labels, standard, label_smoothing=label_smoothing)
+        for labels in (target, target[pairing.partner])
+    )
+    return pairing.weight * own + (1 - pairing.weight) * partners
 
 
 def decide(task: Task, output: Tensor, standard: Standard) -> tuple[np.ndarray, list[list[float]]]:

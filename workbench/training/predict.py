@@ -1,17 +1,22 @@
 """From clips to predictions with a trained model: the same numbers in training's last step, ``evaluate`` and
 ``predict``."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.data.cache import decode_table, reason_of
-from workbench.data.clips import read_clip
+from workbench.data.clips import read_views
 from workbench.data.guard import run_guarded
+from workbench.data.protocol import Protocol
 from workbench.data.tables import ClipTable, Task
 from workbench.models.tml import TML
 from workbench.training.losses import Standard, decide
@@ -35,17 +40,40 @@ def pick_device(device: str = "auto") -> torch.device:
 
 
 @torch.inference_mode()
-def outputs_of(model: TML, clips: np.ndarray, *, batch_size: int = 32) -> dict[str, Tensor]:
-    """Logits of uint8 clips (n, T, H, W, C) in float32, on the CPU: {task: (n, K) or (n,)}. The model is put in eval
-    mode."""
+def outputs_of(model: TML, clips: Any, *, batch_size: int = 32) -> dict[str, Tensor]:
+    """Logits of uint8 clips (n, T, H, W, C) in float32, on the CPU: {task: (n, K) or (n,)}; the model is put in eval
+    mode.
+
+    Several views per clip (n, V, T, H, W, C) give the logits of the views' mean probability (multiclass, binary) or
+    their mean value (regression). ``clips`` is an array or anything that gives one for a slice.
+    """
     model.eval()
     device = model.backbone.device
+    views = clips.shape[1] if clips.ndim == 6 else 1
+    rows = max(1, batch_size // views)
     parts: list[dict[str, Tensor]] = []
-    for start in range(0, len(clips), batch_size):
-        # np.array copies the batch out of the memory map (torch would warn of a read-only array).
-        batch = torch.from_numpy(np.array(clips[start : start + batch_size])).to(device)
-        parts.append({name: y.float().cpu() for name, y in model(model.backbone.prepare(batch)).items()})
+    for start in range(0, len(clips), rows):
+        # np.array copies the batch out of the store (torch would warn of a read-only array).
+        batch = torch.from_numpy(np.array(clips[start : start + rows])).to(device)
+        if batch.ndim == 6:
+            batch = batch.flatten(0, 1)
+        outputs = model(model.backbone.prepare(batch))
+        parts.append({t.name: merge_views(t, outputs[t.name].float(), views).cpu() for t in model.tasks})
     return {task.name: torch.cat([part[task.name] for part in parts]) for task in model.tasks}
+
+
+def merge_views(task: Task, output: Tensor, views: int) -> Tensor:
+    """(n * views, K) or (n * views,) -> (n, K) or (n,): logits whose probabilities are the mean over each clip's
+    views."""
+    if views == 1:
+        return output
+    output = output.unflatten(0, (-1, views))
+    if task.kind == "multiclass":
+        return output.log_softmax(-1).logsumexp(1) - math.log(views)
+    if task.kind == "binary":
+        yes, no = (F.logsigmoid(sign * output).logsumexp(1) for sign in (1, -1))
+        return yes - no
+    return output.mean(1)
 
 
 def prediction_frame(
@@ -65,14 +93,30 @@ def prediction_frame(
     return pd.concat(parts, ignore_index=True)[list(COLUMNS)]
 
 
-def decode_for(run: Run, clips: ClipTable, *, workers: int = 2, progress: bool = True) -> tuple[np.ndarray, ClipTable]:
-    """Clips as the run's protocol wants them, uint8 (n, T, size, size, 3), and the table without what cannot be
-    decoded."""
-    p = run.protocol
-    decoded = decode_table(
-        clips, num_frames=p.num_frames, size_px=p.size_px, fit=p.fit, sampling=p.sampling, decoder=p.decoder,
-        workers=workers, progress=progress,
-    )  # fmt: skip
+def decode_for(
+    run: Run,
+    clips: ClipTable,
+    *,
+    protocol: Protocol | None = None,
+    one_view: bool = False,
+    workers: int = 2,
+    progress: bool = True,
+) -> tuple[Any, ClipTable]:
+    """Clips as the run's (or another) protocol wants them, uint8 (n, T, size, size, 3), or (n, V, T, size, size, 3)
+    where it takes V views, and the table without what cannot be decoded. ``one_view`` leaves only the centre view.
+
+    Raises ValueError on a protocol with another frame count or size than the run's model takes.
+    """
+    p = run.protocol if protocol is None else protocol
+    for name in ("num_frames", "size_px"):
+        if getattr(p, name) != getattr(run.protocol, name):
+            raise ValueError(
+                f"{name}={getattr(p, name)} in the protocol, but the model of run {run.name!r} takes "
+                f"{getattr(run.protocol, name)}"
+            )
+    if one_view:
+        p = replace(p, num_clips=1, num_crops=1, level="clip")
+    decoded = decode_table(clips, **p.reading(), workers=workers, progress=progress)
     return decoded.clips, decoded.table
 
 
@@ -81,12 +125,14 @@ def predict_table(
     clips: ClipTable,
     *,
     split: str | None = None,
+    protocol: Protocol | None = None,
     device: str = "auto",
     workers: int = 2,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Predictions of ``run`` on a table, or one split of it, under the run's own protocol."""
-    frames, table = decode_for(run, clips if split is None else clips.split(split), workers=workers, progress=progress)
+    """Predictions of ``run`` on a table, or one split of it, under the run's own protocol or another."""
+    chosen = clips if split is None else clips.split(split)
+    frames, table = decode_for(run, chosen, protocol=protocol, workers=workers, progress=progress)
     model = run.model(str(pick_device(device)))
     return prediction_frame(table, run.tasks, outputs_of(model, frames), run.standard)
 
@@ -114,13 +160,9 @@ def predict(
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         raise FileNotFoundError(f"no such file: {', '.join(absent[:3])}{more}")
     model, p = run.model(str(pick_device(device))), run.protocol
-    items = [
-        {"path": str(path), "num_frames": p.num_frames, "size_px": p.size_px, "fit": p.fit, "sampling": p.sampling,
-         "decoder": p.decoder}
-        for path in listed
-    ]  # fmt: skip
+    items = [{"path": str(path), **p.reading()} for path in listed]
     outcomes = run_guarded(
-        read_clip, items, workers=min(workers, len(items)), time_limit_seconds=TIME_LIMIT_SECONDS,
+        read_views, items, workers=min(workers, len(items)), time_limit_seconds=TIME_LIMIT_SECONDS,
         progress="predicting" if progress else None,
     )  # fmt: skip
     rows: list[dict[str, object]] = []

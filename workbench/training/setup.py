@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from workbench.data.frames import Sampling, check_views
 from workbench.models.strategies import parse_strategy
 
 # Peak learning rates (backbone, heads) for AdamW at batch 16 on some hundreds of clips. Heads start from nothing and
@@ -39,11 +40,34 @@ class Setup:
     augment: bool = True
     crop_scale: float = 0.6
     """Smallest random crop, as a share of the frame's area."""
+    rand_augment: int = 0
+    """Random operations per clip, geometric and photometric (see :mod:`workbench.data.augment`); 0: none."""
+    magnitude: float = 7.0
+    """Their strength, from 0 to 10."""
+    erasing: float = 0.0
+    """Probability that a clip loses a box, the same in all frames."""
+    mixup: float = 0.0
+    """alpha of the Beta distribution of the weights with which two clips of a batch are averaged; 0: never."""
+    cutmix: float = 0.0
+    """The same for a box of one clip put into another. With both, each batch takes either by even chance."""
+    mix_regression: bool = False
+    """Mix also where a task is regression, and interpolate its targets. Else such tables are not mixed."""
     patience: int = 0
     """0: train all epochs and keep the last. Else stop when the val score has not risen for this many epochs, and keep
     the best."""
     sampling: str = "uniform"
-    """``single`` shows one frame, repeated: what can be had without motion."""
+    """Which frames of a clip the model sees: ``uniform``, ``dense``, ``fps`` or ``single`` (one frame, repeated: what
+    can be had without motion); :mod:`workbench.data.frames` works each by hand."""
+    sampling_rate: int = 1
+    """``dense``: step between kept frames, in frames."""
+    fps: float | None = None
+    """``fps``: kept frames per second."""
+    short: str = "repeat_last"
+    """What a clip shorter than its window does: ``repeat_last``, ``wrap`` or ``error`` (it is quarantined)."""
+    test_clips: int = 1
+    """Windows along time per clip when val and test are scored; the probabilities of all views are averaged."""
+    test_crops: int = 1
+    """Squares per window then: 1 (the centre) or 3 (along the long side)."""
     fit: str = "crop"
     decoder: str = "auto"
     precision: str = "auto"
@@ -57,7 +81,8 @@ class Setup:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name, low, high in (
-            ("warmup", 0, 1), ("crop_scale", 0.05, 1), ("label_smoothing", 0, 0.99), ("weight_decay", 0, 10),
+            ("warmup", 0, 1), ("crop_scale", 0.05, 1), ("magnitude", 0, 10), ("erasing", 0, 1), ("mixup", 0, 100),
+            ("cutmix", 0, 100), ("label_smoothing", 0, 0.99), ("weight_decay", 0, 10),
             ("clip_norm", 1e-6, 1e6), ("lr", 0, 10), ("head_lr", 0, 10),
         ):  # fmt: skip
             value = getattr(self, name)
@@ -65,9 +90,16 @@ class Setup:
                 raise ValueError(f"{name}={value} must lie between {low} and {high}")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision={self.precision!r} is not one of auto, fp32, bf16")
-        if self.sampling not in ("uniform", "single") or self.fit not in ("crop", "pad", "stretch"):
+        Sampling(
+            num_frames=1, sampling=self.sampling, sampling_rate=self.sampling_rate, fps=self.fps, short=self.short,
+            num_clips=self.test_clips,
+        )  # fmt: skip
+        check_views(1, self.fit, self.test_crops, None)
+        if self.rand_augment < 0:
+            raise ValueError(f"rand_augment={self.rand_augment} must be 0 (none) or a number of operations per clip")
+        if not self.augment and (self.rand_augment or self.erasing):
             raise ValueError(
-                f"sampling={self.sampling!r} must be uniform or single, fit={self.fit!r} crop, pad or stretch"
+                f"augment=False with rand_augment={self.rand_augment}, erasing={self.erasing}: these need augment=True"
             )
         if self.patience < 0:
             raise ValueError(f"patience={self.patience} must be 0 (never stop early) or more")

@@ -1,0 +1,142 @@
+"""What the loop does to clips before the model sees them, on clips in memory."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from workbench.data.augment import Augment
+from workbench.data.cache import DecodedClips
+from workbench.data.mix import Mix
+from workbench.data.protocol import Protocol
+from workbench.data.tables import ClipTable, Task
+from workbench.training import loop
+from workbench.training.feed import Feed
+from workbench.training.finetune import make_accelerator
+from workbench.training.losses import standardisation
+from workbench.training.runs import build_model
+from workbench.training.setup import Setup
+
+SIDE = Task("side", "multiclass", ("left", "right"))
+BRIGHT = Task("bright", "binary")
+SPEED = Task("speed", "regression")
+EVERYTHING: dict[str, Any] = {
+    "rand_augment": 2, "magnitude": 9.0, "erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1,
+}  # fmt: skip
+
+
+def decoded(n: int, size_px: int, num_frames: int, tasks: tuple[Task, ...]) -> DecodedClips:
+    rng = np.random.default_rng(n)
+    frame = pd.DataFrame({
+        "clip_id": [f"{n}-{i}" for i in range(n)], "path": "a.mp4", "start_seconds": np.nan, "end_seconds": np.nan,
+        "split": "train", "group": [f"g{n}-{i}" for i in range(n)], "side": ["left", "right"] * (n // 2),
+        "bright": [0.0, np.nan] * (n // 2), "speed": np.arange(float(n)),
+    })  # fmt: skip
+    clips: Any = rng.integers(0, 256, (n, num_frames, size_px, size_px, 3), dtype=np.uint8)
+    return DecodedClips(clips, ClipTable(frame, tasks, root=Path(".")), "pyav")
+
+
+def train(
+    checkpoint: str, folder: Path, *, tasks: tuple[Task, ...] = (SIDE, BRIGHT), reverse: bool = False, **options: Any
+) -> tuple[loop.Progress, dict[str, Tensor]]:
+    """Ten training clips of 24 frames at 36 px, two val clips; batches of 4, 4 and 2."""
+    setup = Setup(backbone=checkpoint, epochs=2, batch_size=4, precision="fp32", **options)
+    data = Feed(
+        train=decoded(10, 36, 24, tasks), val=decoded(2, 32, 8, tasks), val_views=decoded(2, 32, 8, tasks), test=None,
+        protocol=Protocol(num_frames=8, size_px=32),
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        return loop.train(
+            build_model(setup, tasks), data, setup, make_accelerator(setup, torch.device("cpu")), folder,
+            standardisation(data.train.table, tasks), flip=True, reverse=reverse, progress=False, watch=None,
+        )  # fmt: skip
+
+
+def spied(monkeypatch: pytest.MonkeyPatch, seen: Callable[..., None]) -> None:
+    """``seen(outputs, pairing)`` at every loss."""
+    original = loop.total_loss
+
+    def spy(tasks: Any, outputs: Any, targets: Any, *args: Any, **named: Any) -> Tensor:
+        seen(outputs, named.get("pairing"))
+        return original(tasks, outputs, targets, *args, **named)
+
+    monkeypatch.setattr(loop, "total_loss", spy)
+
+
+def test_train_mixes_training_batches_and_never_val(
+    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairings: list[tuple[bool, Any]] = []
+    spied(monkeypatch, lambda outputs, pairing: pairings.append((outputs["side"].requires_grad, pairing)))
+    train(tiny_checkpoint, tmp_path, mixup=0.8)
+    trained = [pairing for training, pairing in pairings if training]
+    assert [len(pairing.partner) for pairing in trained] == [4, 4, 2] * 2
+    assert len({pairing.weight for pairing in trained}) == 6  # another weight for every batch
+    assert [pairing for training, pairing in pairings if not training] == [None, None]
+
+
+def test_train_augments_training_batches_and_never_val(
+    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Augment, int]] = []
+    original = Augment.__call__
+
+    def spy(self: Augment, clips: Tensor, generator: torch.Generator) -> Tensor:
+        calls.append((self, len(clips)))
+        assert generator.device.type == "cpu"
+        return original(self, clips, generator)
+
+    monkeypatch.setattr(Augment, "__call__", spy)
+    train(tiny_checkpoint, tmp_path, rand_augment=2, magnitude=5.0, erasing=0.25, reverse=True)
+    assert [n for _, n in calls] == [4, 4, 2] * 2
+    used = calls[0][0]
+    assert (used.rand_augment, used.magnitude, used.erasing, used.flip, used.reverse) == (2, 5.0, 0.25, True, True)
+
+
+def test_train_with_everything_on_resumes_to_the_bit(
+    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_state, whole = train(tiny_checkpoint, tmp_path / "whole", **EVERYTHING)
+    count = 0
+
+    def stop_at_the_fifth(outputs: dict[str, Tensor], pairing: Any) -> None:
+        nonlocal count
+        count += outputs["side"].requires_grad
+        if count == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_CHECKPOINT_SECONDS", -1.0)  # after every step
+        spied(patch, stop_at_the_fifth)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_checkpoint, tmp_path / "parts", **EVERYTHING)
+    parts_state, parts = train(tiny_checkpoint, tmp_path / "parts", **EVERYTHING)
+    assert whole_state.step == parts_state.step == 6
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+    plain = train(tiny_checkpoint, tmp_path / "plain")[1]
+    assert any(not torch.equal(plain[name], whole[name]) for name in whole)
+
+
+def test_train_interpolates_values_only_where_asked(
+    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Any] = []
+    spied(monkeypatch, lambda outputs, pairing: seen.append(pairing))
+    with caplog.at_level(logging.WARNING):
+        train(tiny_checkpoint, tmp_path / "off", tasks=(SIDE, SPEED), mixup=0.8)
+    assert seen == [None] * 8 and "speed is regression; set mix_regression=True" in caplog.text
+    seen.clear()
+    train(tiny_checkpoint, tmp_path / "on", tasks=(SIDE, SPEED), mixup=0.8, mix_regression=True)
+    assert sum(pairing is not None for pairing in seen) == 6
+
+
+def test_mix_of_a_setup() -> None:
+    assert loop.mix_of(Setup(), (SIDE,)) is None
+    assert loop.mix_of(Setup(cutmix=1.0), (SIDE, BRIGHT)) == Mix(cutmix=1.0)
+    assert loop.mix_of(Setup(mixup=0.2, cutmix=1.0, mix_regression=True), (SPEED,)) == Mix(mixup=0.2, cutmix=1.0)
