@@ -172,8 +172,8 @@ class Ours:
     """The loader, kept open, without its store."""
 
     def __init__(self, paths: list[str], decoder: str) -> None:
-        from workbench.data.loader import Loader
-        from workbench.data.reading import Reading
+        from workbench.data.loading.loader import Loader
+        from workbench.data.loading.reading import Reading
 
         self.loader = Loader(table_of(paths), Reading(**READING, decoder=decoder), workers=WORKERS, cache=False)
         self.rows, self.processes = range(len(paths)), set(psutil.Process().children(recursive=True))
@@ -267,8 +267,8 @@ def compare(paths: list[str], args: argparse.Namespace) -> pd.DataFrame:
 
 def cached(paths: list[str], folder: Path, repeats: int) -> tuple[float, float]:
     """Clips/s from the filled store in the parent, and of copying the same bytes in memory."""
-    from workbench.data.loader import Loader
-    from workbench.data.reading import Reading
+    from workbench.data.loading.loader import Loader
+    from workbench.data.loading.reading import Reading
 
     loader = Loader(table_of(paths), Reading(**READING), workers=WORKERS, cache_dir=folder)
     rows, source = range(len(paths)), []

@@ -17,12 +17,12 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds 
     from workbench.data.combine import concat as concat
     from workbench.data.frames import Sampling as Sampling
     from workbench.data.layouts import open_clips as open_clips
-    from workbench.data.playground import playground as playground
-    from workbench.data.playground import playground_example as playground_example
-    from workbench.data.playground import playground_truth as playground_truth
     from workbench.data.protocol import Protocol as Protocol
-    from workbench.data.shards import shard_order as shard_order
-    from workbench.data.shards import write_shards as write_shards
+    from workbench.data.sources.shards import shard_order as shard_order
+    from workbench.data.sources.shards import write_shards as write_shards
+    from workbench.data.synthetic.playground import playground as playground
+    from workbench.data.synthetic.playground import playground_example as playground_example
+    from workbench.data.synthetic.playground import playground_truth as playground_truth
     from workbench.data.tables import ClipTable as ClipTable
     from workbench.data.tables import Task as Task
     from workbench.models.backbones import load_backbone as load_backbone
@@ -49,11 +49,11 @@ _PUBLIC = {
     "read_clip": "data.clips",
     "read_views": "data.clips",
     "concat": "data.combine",
-    "write_shards": "data.shards",
-    "shard_order": "data.shards",
-    "playground": "data.playground",
-    "playground_truth": "data.playground",
-    "playground_example": "data.playground",
+    "write_shards": "data.sources.shards",
+    "shard_order": "data.sources.shards",
+    "playground": "data.synthetic.playground",
+    "playground_truth": "data.synthetic.playground",
+    "playground_example": "data.synthetic.playground",
     "load_backbone": "models.backbones",
     "Setup": "training.setup",
     "Run": "training.runs",

@@ -165,7 +165,7 @@ def _data(args: argparse.Namespace) -> int:
     if args.save:
         print(f"\nsaved to {table.save(args.save)}")
     if args.shards:
-        from workbench.data.shards import write_shards
+        from workbench.data.sources.shards import write_shards
 
         print(f"\n{write_shards(table, args.shards, clips_per_shard=args.clips_per_shard)}\nin {args.shards}")
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from workbench.analysis.compare import compare
 from workbench.analysis.errors import errors
 from workbench.analysis.explain import explain
-from workbench.data.playground import playground, playground_example
+from workbench.data.synthetic.playground import playground, playground_example
 from workbench.training.predict import predict
 from workbench.training.sweep import sweep
 from workbench.views.report import quickstart_report

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench.data import archives
-from workbench.data.archives import Span, locate, members, read_bytes, read_span
+from workbench.data.sources import archives
+from workbench.data.sources.archives import Span, locate, members, read_bytes, read_span
 
 CONTENT = {
     "clips/a.mp4": b"alpha" * 300,

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from workbench.data import cache
-from workbench.data import store as store_module
 from workbench.data.cache import decode_table
 from workbench.data.clips import decoder_name, read_clip, read_views, write_clip
 from workbench.data.frames import ShortClipError
-from workbench.data.guard import ItemTimeoutError
-from workbench.data.pool import GuardedPool
+from workbench.data.loading import store as store_module
+from workbench.data.loading.guard import ItemTimeoutError
+from workbench.data.loading.pool import GuardedPool
 from workbench.data.tables import ClipTable, Task
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from workbench.data import contents
-from workbench.data.archives import Span
 from workbench.data.clips import ClipDecodeError
-from workbench.data.contents import Memory, Verdict, content_id
 from workbench.data.frames import ShortClipError
-from workbench.data.guard import ItemCrashError, ItemTimeoutError
+from workbench.data.loading import contents
+from workbench.data.loading.contents import Memory, Verdict, content_id
+from workbench.data.loading.guard import ItemCrashError, ItemTimeoutError
+from workbench.data.sources.archives import Span
 
 
 def old_file(path: Path, data: bytes) -> Path:
@@ -112,7 +112,7 @@ def test_verdict_gives_back_the_error_it_was_made_of() -> None:
 def test_memory_survives_many_writers_one_of_them_killed(tmp_path: Path, repo: Path) -> None:
     script = (
         f"import sys, itertools; sys.path[:0] = [{str(repo)!r}]\n"
-        "from workbench.data.contents import Memory, Verdict\n"
+        "from workbench.data.loading.contents import Memory, Verdict\n"
         "memory = Memory(sys.argv[1])\n"
         "print('ready', flush=True)\n"
         "for i in itertools.count() if sys.argv[2] == 'x' else range(40):\n"

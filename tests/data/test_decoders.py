@@ -103,6 +103,16 @@ def test_opened_scans_a_long_video_once(video: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(not LOADS["decord"], reason="decord does not load here")
+@pytest.mark.parametrize("width", [16, 24, 48, 72])
+def test_decord_refuses_the_widths_that_it_garbles(width: int, tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (4, 32, width, 3)).astype(np.uint8)
+    path = write_clip(tmp_path / "narrow.mp4", frames, 10)
+    assert read_clip(path, num_frames=4, decoder="pyav").shape == (4, 32, width, 3)
+    with pytest.raises(ClipDecodeError, match=f"for one of {width}x32.*pyav"):
+        read_clip(path, num_frames=4, decoder="decord")
+
+
+@pytest.mark.skipif(not LOADS["decord"], reason="decord does not load here")
 def test_decord_refuses_what_it_would_pad_with_repeats(video: Path) -> None:
     with decoders.opened(video, "pyav") as opened:
         full = opened.scan

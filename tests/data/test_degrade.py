@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
-from workbench.data.degrade import DEGRADATIONS, PRISTINE_CRF, degrade
-from workbench.data.textures import texture
+from workbench.data.synthetic.degrade import DEGRADATIONS, PRISTINE_CRF, degrade
+from workbench.data.synthetic.textures import texture
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ import pytest
 from tests.data.videos import encode, moving, song_with_cover
 from workbench.cli import main
 from workbench.data import doctor
+from workbench.data.checks.survey import Survey, survey_file
+from workbench.data.checks.verdicts import OTHER_FRAMES, clip_reasons
 from workbench.data.clips import ClipDecodeError, write_clip
 from workbench.data.doctor import DoctorReport, examine, other_files
-from workbench.data.faults import plant_faults
-from workbench.data.guard import ItemCrashError, ItemTimeoutError
 from workbench.data.layouts import open_clips
+from workbench.data.loading.guard import ItemCrashError, ItemTimeoutError
 from workbench.data.splits import split_randomly
-from workbench.data.survey import Survey, survey_file
+from workbench.data.synthetic.faults import plant_faults
 from workbench.data.tables import ClipTable, Task
-from workbench.data.verdicts import OTHER_FRAMES, clip_reasons
 
 
 def make_table(folder: Path, rows: list[tuple[str, str | None, str, str]], tasks: bool = True) -> ClipTable:
@@ -246,10 +246,9 @@ def test_report_html_escapes_names(tmp_path: Path) -> None:
     assert "<img" not in text and "&lt;img src=x&gt;.mp4" in text
 
 
-def test_importing_readings_in_a_child_loads_no_pandas_and_no_torch() -> None:
-    code = (
-        "import sys, workbench.data.readings; raise SystemExit(bool({'pandas', 'torch', 'sklearn'} & set(sys.modules)))"
-    )
+def test_importing_probing_in_a_child_loads_no_pandas_and_no_torch() -> None:
+    heavy = "{'pandas', 'torch', 'sklearn'}"
+    code = f"import sys, workbench.data.checks.probing; raise SystemExit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

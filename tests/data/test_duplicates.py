@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from tests.data.videos import encode, moving
+from workbench.data.checks.duplicates import find_duplicates, near_pairs, signatures_of
+from workbench.data.checks.survey import survey_file
 from workbench.data.clips import write_clip
-from workbench.data.duplicates import find_duplicates, near_pairs, signatures_of
-from workbench.data.survey import survey_file
 from workbench.data.tables import ClipTable, Task
 
 
@@ -52,7 +52,7 @@ def test_near_pairs_agrees_with_a_plain_loop_across_blocks(monkeypatch: pytest.M
     rng = np.random.default_rng(1)
     frames = rng.integers(0, 256, (30, 8, 16, 16)).astype(np.uint8)
     frames[[7, 21, 29]] = frames[3]
-    monkeypatch.setattr("workbench.data.duplicates._BLOCK", 7)
+    monkeypatch.setattr("workbench.data.checks.duplicates._BLOCK", 7)
     pairs = near_pairs(signatures_of(frames))
     # each copy once, paired with the first of its kind
     assert pairs[["first", "second"]].to_numpy().tolist() == [[3, 7], [3, 21], [3, 29]]

@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from workbench.data.faults import plant_faults
+from workbench.data.synthetic.faults import plant_faults
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from workbench.data.flash import FlashReport, flash_report
+from workbench.data.synthetic.flash import FlashReport, flash_report
 
 SIZE = 48  # pixels; one cell per pixel, so areas are exact
 FULL = SIZE * SIZE

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from tests.data.videos import CODECS, encode, moving
+from workbench.data.checks.verdicts import VERDICTS
 from workbench.data.doctor import examine
 from workbench.data.tables import ClipTable
-from workbench.data.verdicts import VERDICTS
 
 FILES = int(os.environ.get("WORKBENCH_FUZZ", "150"))
 DAMAGES = ("cut short", "flipped bits", "noise", "zeros", "bytes left out", "bytes twice")

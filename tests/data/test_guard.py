@@ -12,8 +12,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from workbench.data.guard import ItemCrashError, ItemTimeoutError, run_guarded
-from workbench.data.pool import GuardedPool
+from workbench.data.loading.guard import ItemCrashError, ItemTimeoutError, run_guarded
+from workbench.data.loading.pool import GuardedPool
 
 ACTS = """
 import os, signal, sys, time
@@ -82,7 +82,7 @@ def test_run_guarded_children_do_not_import_torch_even_where_a_bare_script_did(t
     script.write_text(
         f"import sys; sys.path[:0] = [{str(repo)!r}, {str(tmp_path)!r}]\n"
         "import torch, guarded_acts\n"
-        "from workbench.data.guard import run_guarded\n"
+        "from workbench.data.loading.guard import run_guarded\n"
         "print(list(run_guarded(guarded_acts.act, [{'what': 'torch'}] * 2)))\n"
     )
     out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
@@ -151,7 +151,7 @@ def test_guarded_pool_leaves_no_hanging_child_behind_a_killed_parent(tmp_path: P
     script = (
         f"import sys; sys.path[:0] = [{str(repo)!r}, {str(tmp_path)!r}]\n"
         "import guarded_acts\n"
-        "from workbench.data.pool import GuardedPool\n"
+        "from workbench.data.loading.pool import GuardedPool\n"
         "pool = GuardedPool(1)\n"
         "print(pool.submit(guarded_acts.act, {'what': 'pid'}).result(), flush=True)\n"
         "pool.submit(guarded_acts.act, {'what': 'hang'}).result()\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.data.label_checks import (
+from workbench.data.checks.label_checks import (
     class_counts,
     flip_checks,
     flip_warnings,
@@ -14,8 +14,8 @@ from workbench.data.label_checks import (
     motion_paths,
     swapped_classes,
 )
+from workbench.data.checks.survey import survey_file
 from workbench.data.layouts import open_clips
-from workbench.data.survey import survey_file
 from workbench.data.tables import ClipTable, DatasetInfo, Task
 
 

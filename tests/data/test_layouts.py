@@ -259,7 +259,7 @@ def test_open_clips_saved_table_comes_back_and_refuses_idle_options(folder: Path
 
 
 def test_open_clips_playground_asks_the_playground(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    playground = pytest.importorskip("workbench.data.playground")
+    playground = pytest.importorskip("workbench.data.synthetic.playground")
     made = ClipTable(open_clips(folder).frame, [Task("label", "multiclass", ("clap", "junk", "wave"))],
                      info=DatasetInfo(name="stand-in"))  # fmt: skip
     monkeypatch.setattr(playground, "playground", lambda: made)

@@ -16,15 +16,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.data import loader as loader_module
-from workbench.data import store as store_module
 from workbench.data.clips import READER_VERSION, ClipDecodeError, decoder_name, read_views, write_clip
-from workbench.data.contents import content_id
-from workbench.data.guard import ItemTimeoutError
-from workbench.data.loader import load_clips
-from workbench.data.pool import GuardedPool
-from workbench.data.reading import Reading, Rows
-from workbench.data.store import Store, entry_bytes
+from workbench.data.loading import loader as loader_module
+from workbench.data.loading import store as store_module
+from workbench.data.loading.contents import content_id
+from workbench.data.loading.guard import ItemTimeoutError
+from workbench.data.loading.loader import load_clips
+from workbench.data.loading.pool import GuardedPool
+from workbench.data.loading.reading import Reading, Rows
+from workbench.data.loading.store import Store, entry_bytes
 from workbench.data.tables import ClipTable, Task
 
 HOW: dict[str, Any] = {"num_frames": 4, "size_px": 32}
@@ -171,7 +171,7 @@ def test_key_follows_every_argument_of_reading_and_the_clips_times(videos: Path)
     assert len(set(keys)) == len(changes) + 1
     assert key(resize_px=32) == key() == key(decoder=decoder_name()) and len(key()) == 64
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("workbench.data.reading.READER_VERSION", READER_VERSION + 1)
+        patch.setattr("workbench.data.loading.reading.READER_VERSION", READER_VERSION + 1)
         assert key() not in keys
 
 
@@ -324,7 +324,7 @@ def test_load_clips_refuses_what_does_not_go_together(videos: Path) -> None:
 
 FILL = """
 import sys; sys.path[:0] = [sys.argv[1]]
-from workbench.data.loader import load_clips
+from workbench.data.loading.loader import load_clips
 from workbench.data.tables import ClipTable
 table = ClipTable.load(sys.argv[2])
 print("ready", flush=True)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from workbench.data.motions import CAMERA_MOTIONS, PLAYGROUND_ACTIONS, PRETRAIN_MOTIONS, camera, track
+from workbench.data.synthetic.motions import CAMERA_MOTIONS, PLAYGROUND_ACTIONS, PRETRAIN_MOTIONS, camera, track
 
 T = 32
 

@@ -14,10 +14,10 @@ import pytest
 from scipy.stats import ks_2samp
 from skimage.metrics import structural_similarity
 
-from workbench.data import playground as module
-from workbench.data.flash import flash_report
-from workbench.data.motions import PLAYGROUND_ACTIONS
-from workbench.data.playground import ClipTruth, playground, playground_truth
+from workbench.data.synthetic import playground as module
+from workbench.data.synthetic.flash import flash_report
+from workbench.data.synthetic.motions import PLAYGROUND_ACTIONS
+from workbench.data.synthetic.playground import ClipTruth, playground, playground_truth
 
 CLIPS = 60  # fifteen scenes: every action five times
 
@@ -160,7 +160,7 @@ def test_playground_is_byte_identical_for_a_seed_whatever_the_workers(small, tmp
 def test_playground_killed_while_building_leaves_no_playground(tmp_path: Path) -> None:
     home = tmp_path / "home"
     code = (
-        "from workbench.data.playground import playground\n"
+        "from workbench.data.synthetic.playground import playground\n"
         f"if __name__ == '__main__': playground({str(home)!r}, clips={CLIPS}, workers=1, progress=False)"
     )
     script = tmp_path / "build.py"

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from workbench.data.motions import CAMERA_MOTIONS, PRETRAIN_MOTIONS
-from workbench.data.procedural import ProceduralClips
-from workbench.data.scenes import screen_points
-from workbench.data.textures import SHAPES
+from workbench.data.synthetic.motions import CAMERA_MOTIONS, PRETRAIN_MOTIONS
+from workbench.data.synthetic.procedural import ProceduralClips
+from workbench.data.synthetic.scenes import screen_points
+from workbench.data.synthetic.textures import SHAPES
 
 
 @pytest.fixture(scope="module")

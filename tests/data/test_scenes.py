@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.data.motions import Track
-from workbench.data.scenes import Scenes, layer_matrices, optical_flow, render, screen_points
+from workbench.data.synthetic.motions import Track
+from workbench.data.synthetic.scenes import Scenes, layer_matrices, optical_flow, render, screen_points
 
 SIZE = 40  # half-widths and steps below are whole pixels at this size
 

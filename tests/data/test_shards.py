@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.data import shards
-from workbench.data.archives import read_bytes
 from workbench.data.layouts import open_clips
-from workbench.data.shards import shard_files, shard_order, write_shards
+from workbench.data.sources import shards
+from workbench.data.sources.archives import read_bytes
+from workbench.data.sources.shards import shard_files, shard_order, write_shards
 from workbench.data.splits import groups_across_splits
 from workbench.data.tables import ClipTable, DatasetInfo, Task
 
@@ -183,7 +183,7 @@ def test_data_verb_writes_shards_that_open(tmp_path: Path, capsys: pytest.Captur
 
 def test_load_clips_streams_shards_and_goes_on_at_a_position(tmp_path: Path) -> None:
     from workbench.data.clips import write_clip
-    from workbench.data.loader import load_clips
+    from workbench.data.loading.loader import load_clips
 
     (tmp_path / "files").mkdir()
     for i in range(8):

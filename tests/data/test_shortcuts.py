@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from workbench.data import shortcuts
-from workbench.data.shortcuts import held_out, shortcut_alarms
+from workbench.data.checks import shortcuts
+from workbench.data.checks.shortcuts import held_out, shortcut_alarms
 from workbench.data.tables import ClipTable, Task
 
 RNG = np.random.default_rng(0)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbench.data import store as store_module
-from workbench.data.store import HEADER_BYTES, Store, entry_bytes, limit_bytes
+from workbench.data.loading import store as store_module
+from workbench.data.loading.store import HEADER_BYTES, Store, entry_bytes, limit_bytes
 
 KEY = "ab" * 32
 OTHER = "cd" * 32

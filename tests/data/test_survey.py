@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from tests.data.videos import CODECS, encode, moving, song_with_cover
-from workbench.data import survey
+from workbench.data.checks import survey
+from workbench.data.checks.survey import Survey, survey_file
+from workbench.data.checks.verdicts import file_reasons
 from workbench.data.clips import ClipDecodeError, write_clip
-from workbench.data.survey import Survey, survey_file
-from workbench.data.verdicts import file_reasons
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -147,7 +147,7 @@ def test_survey_file_stops_a_long_video_in_time_and_says_so(tmp_path: Path) -> N
 
 def test_limit_memory_turns_a_large_allocation_into_an_error() -> None:
     code = (
-        "from workbench.data.survey import limit_memory\n"
+        "from workbench.data.checks.survey import limit_memory\n"
         "import numpy as np\n"
         "limit_memory(4)\n"
         "try:\n    np.ones(2**33, np.uint8)\nexcept MemoryError:\n    raise SystemExit(7)\n"

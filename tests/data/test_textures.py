@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from workbench.data.textures import SHAPES, dead_leaves, limb, noise, silhouette, sprite, texture
+from workbench.data.synthetic.textures import SHAPES, dead_leaves, limb, noise, silhouette, sprite, texture
 
 
 def test_silhouette_has_the_area_of_its_shape() -> None:

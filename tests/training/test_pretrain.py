@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import VideoMAEForVideoClassification
 
 import workbench
-from workbench.data.motions import PRETRAIN_MOTIONS
-from workbench.data.procedural import ProceduralClips
+from workbench.data.synthetic.motions import PRETRAIN_MOTIONS
+from workbench.data.synthetic.procedural import ProceduralClips
 from workbench.models.backbones import load_backbone, to_pixel_values
 from workbench.training.pretrain import MEAN, STD, PretrainModel, PretrainSetup, losses, pretrain
 

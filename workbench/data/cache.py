@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from workbench.data.clips import ClipDecodeError
-from workbench.data.contents import content_id as content_id
-from workbench.data.contents import default_cache_dir as default_cache_dir
 from workbench.data.frames import ShortClipError
-from workbench.data.guard import ItemCrashError, ItemTimeoutError
-from workbench.data.loader import Loader
-from workbench.data.reading import Reading
+from workbench.data.loading.contents import content_id as content_id
+from workbench.data.loading.contents import default_cache_dir as default_cache_dir
+from workbench.data.loading.guard import ItemCrashError, ItemTimeoutError
+from workbench.data.loading.loader import Loader
+from workbench.data.loading.reading import Reading
 from workbench.data.tables import SPLITS, ClipTable
 
 log = logging.getLogger(__name__)
@@ -152,8 +152,8 @@ def decode_table(
     """All clips of a table as one array; decoded in guarded child processes when they are asked for first.
 
     Clips are kept one by one and found by the file's content (not its path), the clip's times and how it is read
-    (:class:`~workbench.data.reading.Reading`). One that cannot be decoded, hangs for ``time_limit_seconds`` or crashes
-    its process is quarantined with its reason and never replaced. A table that does not fit into
+    (:class:`~workbench.data.loading.reading.Reading`). One that cannot be decoded, hangs for ``time_limit_seconds`` or
+    crashes its process is quarantined with its reason and never replaced. A table that does not fit into
     ``$WORKBENCH_CACHE_GB`` says so and is decoded anew at each use. Raises ValueError when no clip is left, or none in
     a split that had some.
     """

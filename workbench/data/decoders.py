@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from workbench.data.archives import Span, locate, read_span
 from workbench.data.seeking import DoubtError, Scan, Take, by_time, in_order, scan_of
+from workbench.data.sources.archives import Span, locate, read_span
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ def _explained(path: str) -> Iterator[None]:
         yield
     except (ClipDecodeError, DoubtError):
         raise
-    except (av.error.FFmpegError, UnicodeDecodeError, AttributeError, ValueError, OverflowError) as error:
+    except (av.error.FFmpegError, UnicodeDecodeError, AttributeError, ValueError, OverflowError, LookupError) as error:
         text = getattr(error, "strerror", None) or str(error)
         raise ClipDecodeError(
             path, f"not decodable: {text}", "the file is damaged, encrypted or not a video"
@@ -243,12 +243,20 @@ def _frames_decord(video: Video, wanted: np.ndarray, each: Each) -> list[Any]:
         for i in range(int(wanted[-1]) + 1):
             frame = reader.next()
             if i in keep:
-                frames.append(each(frame.asnumpy()))
+                frames.append(each(_three_channels(video, frame.asnumpy(), hint)))
     except (decord.DECORDError, RuntimeError, StopIteration) as error:
         text = str(error).strip().splitlines()
         reason = _decord_reason(text[0] if text else f"it ends after {len(frames)} of {len(wanted)} frames")
         raise ClipDecodeError(video.path, f"not decodable by decord: {reason}", hint) from error
     return frames
+
+
+def _three_channels(video: Video, pixels: np.ndarray, hint: str) -> np.ndarray:
+    """Refuse what decord 0.6 makes of pictures 16, 24, 48 or 72 px wide, among others: shifted, of 4 channels."""
+    if pixels.shape[2] != 3 or sorted(pixels.shape[:2]) != sorted(video.scan.size):
+        shape, size = "x".join(map(str, pixels.shape)), "x".join(map(str, video.scan.size))
+        raise ClipDecodeError(video.path, f"decord returns a picture of {shape} for one of {size}", hint)
+    return pixels
 
 
 def _decord_reason(text: str) -> str:

@@ -13,17 +13,17 @@ import numpy as np
 import pandas as pd
 
 from workbench.data.cache import reason_of
+from workbench.data.checks.duplicates import find_duplicates
+from workbench.data.checks.label_checks import class_counts, flip_checks, flip_warnings, label_warnings, some
+from workbench.data.checks.probing import inspect_file, read_both
+from workbench.data.checks.shortcuts import shortcut_alarms
+from workbench.data.checks.survey import Survey
+from workbench.data.checks.verdicts import OTHER_FRAMES, VERDICTS, clip_reasons, file_reasons
 from workbench.data.clips import ClipDecodeError, decoder_name
-from workbench.data.duplicates import find_duplicates
-from workbench.data.folders import unlabelled_frame
-from workbench.data.guard import ItemCrashError, ItemTimeoutError, run_guarded
-from workbench.data.label_checks import class_counts, flip_checks, flip_warnings, label_warnings, some
-from workbench.data.readings import inspect_file, read_both
-from workbench.data.shortcuts import shortcut_alarms
+from workbench.data.loading.guard import ItemCrashError, ItemTimeoutError, run_guarded
+from workbench.data.sources.folders import unlabelled_frame
 from workbench.data.splits import groups_across_splits
-from workbench.data.survey import Survey
 from workbench.data.tables import SPLITS, ClipTable
-from workbench.data.verdicts import OTHER_FRAMES, VERDICTS, clip_reasons, file_reasons
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +43,13 @@ class DoctorReport:
     notes: list[str]
     """What is worth knowing and not wrong, such as flips that must stay off."""
     duplicates: pd.DataFrame
-    """Pairs of copies; see :func:`workbench.data.duplicates.find_duplicates`."""
+    """Pairs of copies; see :func:`workbench.data.checks.duplicates.find_duplicates`."""
     leaks: pd.DataFrame
     """Groups in more than one split: ``group, splits, clips``."""
     classes: pd.DataFrame
     """``task, class, train, val, test``: numbers of clips left."""
     shortcuts: pd.DataFrame
-    """See :func:`workbench.data.shortcuts.shortcut_alarms`."""
+    """See :func:`workbench.data.checks.shortcuts.shortcut_alarms`."""
 
     def counts(self) -> dict[str, int]:
         return {v: int((self.files.verdict == v).sum()) for v in VERDICTS}

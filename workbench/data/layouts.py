@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.data import public, shards
-from workbench.data.folders import class_frame, unlabelled_frame, with_groups
-from workbench.data.listings import filled, infer_task, listed_clips, read_table, without_classes
+from workbench.data.sources import public, shards
+from workbench.data.sources.folders import class_frame, unlabelled_frame, with_groups
+from workbench.data.sources.listings import filled, infer_task, listed_clips, read_table, without_classes
 from workbench.data.splits import groups_across_splits, split_by_group
 from workbench.data.tables import ClipTable, DatasetInfo, Task
 
@@ -58,10 +58,10 @@ def open_clips(
       ``label_column`` (one or several, "label" by default; or ``tasks``, whose names are columns). A task's kind is
       inferred: 0/1 is binary, other numbers of many values are a regression, the rest are classes,
     - **tar shards**: a folder of uncompressed tars, one tar, ``"x-{000..099}.tar"`` or a glob; the records beside
-      the clips are read like the rows of a CSV (see :mod:`workbench.data.shards`),
+      the clips are read like the rows of a CSV (see :mod:`workbench.data.sources.shards`),
     - a **public data set** as its makers lay it out (``ucf101``, ``hmdb51``, ``kinetics``, ``ssv2``, ``konvid1k``),
       recognised by its files or named by ``layout``; ``fold`` chooses among its official splits (see
-      :mod:`workbench.data.public`),
+      :mod:`workbench.data.sources.public`),
     - with ``unlabelled=True`` any folder, list or single file: a table without tasks, every file a clip whatever its
       suffix (but text that is called so), in no split.
 
@@ -159,7 +159,7 @@ def _ready_made(source: Any, task: str | None, options: dict[str, Any], allow_le
     if isinstance(source, ClipTable):
         table = source
     elif source == "playground":
-        from workbench.data.playground import playground
+        from workbench.data.synthetic.playground import playground
 
         table = playground()
     else:

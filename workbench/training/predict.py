@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench.data.cache import decode_table, reason_of
 from workbench.data.clips import read_views
-from workbench.data.guard import run_guarded
+from workbench.data.loading.guard import run_guarded
 from workbench.data.protocol import Protocol
 from workbench.data.tables import ClipTable, Task
 from workbench.models.tml import TML

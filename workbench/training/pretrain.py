@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from workbench.data.motions import CAMERA_MOTIONS, PRETRAIN_MOTIONS
-from workbench.data.procedural import ProceduralBatch, ProceduralClips
-from workbench.data.textures import SHAPES
+from workbench.data.synthetic.motions import CAMERA_MOTIONS, PRETRAIN_MOTIONS
+from workbench.data.synthetic.procedural import ProceduralBatch, ProceduralClips
+from workbench.data.synthetic.textures import SHAPES
 from workbench.models.backbones import classifier_parts, new_classifier, to_pixel_values
 from workbench.models.nano import nano_config, save_classifier
 

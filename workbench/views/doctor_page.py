@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from workbench import __version__
+from workbench.data.checks.shortcuts import FACTS
+from workbench.data.checks.verdicts import VERDICTS
 from workbench.data.doctor import DoctorReport
-from workbench.data.shortcuts import FACTS
-from workbench.data.verdicts import VERDICTS
 from workbench.views.page import facts, page, paragraph, section, subheading, write_page
 from workbench.views.style import OKABE_ITO, Html, escape, table_html
 

@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from workbench.data.clips import ClipDecodeError, probe, read_clip, write_clip
-from workbench.data.flash import flash_report
+from workbench.data.synthetic.flash import flash_report
 from workbench.data.tables import ClipTable
 from workbench.views.style import Html, escape
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.data.motions import Track
+from workbench.data.synthetic.motions import Track
 
 
 def _affine(center: np.ndarray, scale: np.ndarray, angle: np.ndarray) -> np.ndarray:

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.data.clips import read_views
-from workbench.data.contents import MISSING, Memory, Verdict, default_cache_dir, stamp_of
-from workbench.data.pool import GuardedPool, outcome_of
-from workbench.data.reading import Reading, Rows
-from workbench.data.store import Store, entry_bytes
+from workbench.data.loading.contents import MISSING, Memory, Verdict, default_cache_dir, stamp_of
+from workbench.data.loading.pool import GuardedPool, outcome_of
+from workbench.data.loading.reading import Reading, Rows
+from workbench.data.loading.store import Store, entry_bytes
 
 if TYPE_CHECKING:  # children import this module: it must not pull in pandas
     from workbench.data.tables import ClipTable
@@ -64,7 +64,7 @@ def load_clips(
     ``short="error"``, an ``ItemTimeoutError`` after ``time_limit_seconds``, an ``ItemCrashError``. Memory stays
     bounded, whatever the table's length. To resume, pass the rest of the order.
 
-    Clips are kept in ``cache_dir`` (:func:`~workbench.data.contents.default_cache_dir`), at most
+    Clips are kept in ``cache_dir`` (:func:`~workbench.data.loading.contents.default_cache_dir`), at most
     ``$WORKBENCH_CACHE_GB`` of them; ``cache=False`` neither reads nor writes there. A row with a value in a column
     ``decoder`` is read by that decoder. Raises ValueError on arguments that do not go together and IndexError on a
     row that is not there.

@@ -40,7 +40,7 @@ class Signatures:
 
 
 def signatures_of(frames: np.ndarray) -> Signatures:
-    """From uint8 ``(n, 8, 16, 16)``, as in :class:`workbench.data.survey.Survey`."""
+    """From uint8 ``(n, 8, 16, 16)``, as in :class:`workbench.data.checks.survey.Survey`."""
     if frames.ndim != 4:
         raise ValueError(f"signatures must be (n, T, H, W), not {frames.shape}")
     levels = frames.astype(np.float32)

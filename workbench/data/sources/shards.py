@@ -2,7 +2,7 @@
 
 A shard is an uncompressed tar in the manner of WebDataset: ``00000017.mp4`` and, right behind it, ``00000017.json``
 with what the table says of it. The folder also holds the table itself (``clips.parquet``), so that a million clips open
-without reading a single tar header, and every path leads through a tar (:mod:`workbench.data.archives`).
+without reading a single tar header, and every path leads through a tar (:mod:`workbench.data.sources.archives`).
 
 Why tars with an own index rather than streams of Hugging Face ``datasets``: an iterable stream gives clips in its
 order only, so exact resume, a group split, a k-fold, one clip for an error browser and a cache by content would each
@@ -32,8 +32,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from workbench.data.archives import locate, members, read_span
-from workbench.data.folders import is_video
+from workbench.data.sources.archives import locate, members, read_span
+from workbench.data.sources.folders import is_video
 from workbench.data.tables import ClipTable
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.data.motions import CAMERA_MOTIONS, PRETRAIN_MOTIONS, Track, camera, track
-from workbench.data.scenes import Scenes, layer_matrices, optical_flow, render
-from workbench.data.textures import SHAPES, limb, sprite, texture
+from workbench.data.synthetic.motions import CAMERA_MOTIONS, PRETRAIN_MOTIONS, Track, camera, track
+from workbench.data.synthetic.scenes import Scenes, layer_matrices, optical_flow, render
+from workbench.data.synthetic.textures import SHAPES, limb, sprite, texture
 
 # Paint order: two distractors behind, the arm, the main object, one distractor in front.
 BACK, ARM, MAIN, FRONT, SLOTS = (0, 1), 2, 3, 4, 5

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from workbench.data.checks.survey import Survey, limit_memory, survey_file
 from workbench.data.clips import ClipDecodeError, read_clip
-from workbench.data.survey import Survey, limit_memory, survey_file
 
 _COMPARE_PX = 64
 
 
 def inspect_file(path: str, budget_seconds: float, memory_gib: float | None) -> tuple[Survey, str]:
     """The facts of a whole file (see :func:`survey_file`) and the id of its bytes."""
-    from workbench.data.contents import content_id
+    from workbench.data.loading.contents import content_id
 
     return survey_file(path, budget_seconds, memory_gib), content_id(Path(path))
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from workbench.data.survey import Survey
+from workbench.data.checks.survey import Survey
 
 VERDICTS = ("ok", "warning", "quarantined")
 

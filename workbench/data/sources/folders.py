@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.data.listings import SPLIT_NAMES, filled, need, read_table
+from workbench.data.sources.listings import SPLIT_NAMES, filled, need, read_table
 from workbench.data.tables import REQUIRED
 
 log = logging.getLogger(__name__)

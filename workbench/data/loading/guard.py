@@ -7,9 +7,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from workbench.data.pool import GuardedPool, check_importable, outcome_of
-from workbench.data.pool import ItemCrashError as ItemCrashError
-from workbench.data.pool import ItemTimeoutError as ItemTimeoutError
+from workbench.data.loading.pool import GuardedPool, check_importable, outcome_of
+from workbench.data.loading.pool import ItemCrashError as ItemCrashError
+from workbench.data.loading.pool import ItemTimeoutError as ItemTimeoutError
 
 
 def run_guarded(

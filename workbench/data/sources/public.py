@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.data.folders import SPLIT_NAMES, is_video, walk
-from workbench.data.listings import filled, need, read_table
+from workbench.data.sources.folders import SPLIT_NAMES, is_video, walk
+from workbench.data.sources.listings import filled, need, read_table
 from workbench.data.tables import Task
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from workbench.data.archives import Span, locate
 from workbench.data.clips import ClipDecodeError
 from workbench.data.frames import ShortClipError
-from workbench.data.pool import ItemCrashError, ItemTimeoutError
+from workbench.data.loading.pool import ItemCrashError, ItemTimeoutError
+from workbench.data.sources.archives import Span, locate
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

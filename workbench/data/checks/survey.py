@@ -309,7 +309,7 @@ def _opened(path: str) -> Iterator[tuple[Any, int]]:
 
 def _source(path: str) -> tuple[Any, int]:
     """What PyAV opens: the file, or the bytes of a tar's member."""
-    from workbench.data.archives import locate, read_span
+    from workbench.data.sources.archives import locate, read_span
 
     path = os.path.abspath(path)  # never a bare name, which FFmpeg might take for a protocol ("concat:...")
     try:

@@ -24,16 +24,16 @@ from tqdm.auto import tqdm
 
 from workbench.data.cache import default_cache_dir
 from workbench.data.clips import read_clip, write_clip
-from workbench.data.degrade import DEGRADATIONS, PRISTINE_CRF, degrade
-from workbench.data.flash import flash_report
-from workbench.data.motions import PLAYGROUND_ACTIONS, Track, camera, track
+from workbench.data.synthetic.degrade import DEGRADATIONS, PRISTINE_CRF, degrade
+from workbench.data.synthetic.flash import flash_report
+from workbench.data.synthetic.motions import PLAYGROUND_ACTIONS, Track, camera, track
+from workbench.data.synthetic.textures import SHAPES, sprite, texture
 from workbench.data.tables import ClipTable, DatasetInfo, Task
-from workbench.data.textures import SHAPES, sprite, texture
 
 if TYPE_CHECKING:
     import torch
 
-    from workbench.data.scenes import Scenes
+    from workbench.data.synthetic.scenes import Scenes
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class _Rendered:
 def _produce(seed: int, scene_index: int, clip: int) -> _Rendered:
     import torch
 
-    from workbench.data.scenes import render
+    from workbench.data.synthetic.scenes import render
 
     scene, action = _scene(seed, scene_index), _actions(seed, scene_index)[clip]
     rng = np.random.default_rng([seed, 2, scene_index, clip])
@@ -168,7 +168,7 @@ def _layers(scene: _Scene, action: str, rng: np.random.Generator) -> "tuple[Scen
     """The scene's sprites in motion (a batch of one), and how many distractors are shown."""
     import torch
 
-    from workbench.data.scenes import Scenes, layer_matrices
+    from workbench.data.synthetic.scenes import Scenes, layer_matrices
 
     view = camera("handheld" if rng.random() < 0.5 else "static", NUM_FRAMES, rng)
     main = _main_track(action, rng)
@@ -199,7 +199,7 @@ def playground_truth(clip_id: str, *, seed: int = 0) -> ClipTruth:
         raise ValueError(f"{clip_id!r} is no playground clip id; they look like 's012-c3'") from None
     if not 0 <= clip < CLIPS_PER_SCENE or scene < 0:
         raise ValueError(f"{clip_id!r} is no playground clip id: a scene has clips c0 to c{CLIPS_PER_SCENE - 1}")
-    from workbench.data.scenes import optical_flow
+    from workbench.data.synthetic.scenes import optical_flow
 
     made = _produce(seed, scene, clip)
     placed = np.linalg.inv(made.scenes.sprite_maps[0, -1].numpy())

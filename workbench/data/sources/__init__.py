@@ -1,0 +1,1 @@
+"""How people keep clips: folders, lists, public data sets, tars."""

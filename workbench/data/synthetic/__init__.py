@@ -1,0 +1,1 @@
+"""Clips made by a program, whose labels are therefore true."""
