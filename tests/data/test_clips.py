@@ -268,3 +268,10 @@ def test_read_clip_applies_rotation_flags(clips_root: Path, decoder: str) -> Non
     # 568x320 with a flag of 90 degrees
     frames = read_clip(clips_root / "trouble/rotation/decord__video_270.mov", num_frames=3, decoder=decoder)
     assert frames.shape == (3, 568, 320, 3)
+
+
+def test_frame_times_are_those_written(tmp_path) -> None:
+    path = write_clip(tmp_path / "five.mp4", np.zeros((5, 16, 32, 3), np.uint8), 8)
+    assert clips.frame_times(path).tolist() == pytest.approx([0, 0.125, 0.25, 0.375, 0.5])
+    with pytest.raises(ClipDecodeError, match="does not exist"):
+        clips.frame_times(tmp_path / "none.mp4")

@@ -102,6 +102,17 @@ def test_opened_scans_a_long_video_once(video: Path, monkeypatch: pytest.MonkeyP
     assert scans == [str(video)]
 
 
+def test_available_decoders_are_those_that_read(video: Path) -> None:
+    found = decoders.available_decoders()
+    assert "pyav" in found
+    for name in ("decord", "pyav", "torchcodec"):
+        if name in found:
+            assert read_clip(video, num_frames=2, decoder=name).shape[0] == 2
+        else:
+            with pytest.raises(ValueError, match=name):
+                read_clip(video, num_frames=2, decoder=name)
+
+
 @pytest.mark.skipif(not LOADS["decord"], reason="decord does not load here")
 @pytest.mark.parametrize("width", [16, 24, 48, 72])
 def test_decord_refuses_the_widths_that_it_garbles(width: int, tmp_path: Path) -> None:

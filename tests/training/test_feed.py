@@ -9,7 +9,7 @@ from torch.utils.data import SequentialSampler
 
 from workbench.data.tables import Task
 from workbench.models.backbones import load_backbone
-from workbench.training.feed import TRAIN_WINDOWS, ClipSet, EpochOrder, feed, protocol_of
+from workbench.training.feed import TRAIN_WINDOWS, ClipSet, EpochOrder, feed, loader, protocol_of
 from workbench.training.predict import merge_views
 from workbench.training.setup import Setup
 
@@ -90,6 +90,26 @@ def test_clip_set_finds_the_window_of_an_item(data) -> None:
         i, window = item // TRAIN_WINDOWS, item % TRAIN_WINDOWS
         assert (clip.numpy() == whole[i, window]).all()
         assert torch.equal(torch.nan_to_num(targets), torch.nan_to_num(clips.targets[i]))
+    items = [9, 0, 33, 9]
+    for item, (clip, targets) in zip(items, clips.__getitems__(items), strict=True):
+        assert torch.equal(clip, clips[item][0])
+        assert torch.equal(torch.nan_to_num(targets), torch.nan_to_num(clips[item][1]))
+
+
+def test_clip_set_reads_a_batch_in_one_go(data, monkeypatch) -> None:
+    clips = ClipSet(data().train)
+    asked: list[list[int]] = []
+    read_into = type(clips.clips).read_into
+
+    def counted(array, out, rows):
+        asked.append(list(rows))
+        return read_into(array, out, rows)
+
+    monkeypatch.setattr(type(clips.clips), "read_into", counted)
+    batches, _ = loader(data().train, seed=0, batch_size=6)
+    sizes = [len(clip) for clip, _ in batches]
+    assert sizes == [6, 6, 4]
+    assert [len(rows) for rows in asked] == sizes
 
 
 def test_protocol_of_follows_the_setup(tiny_checkpoint) -> None:

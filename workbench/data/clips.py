@@ -15,6 +15,7 @@ import numpy as np
 from workbench.data.decoders import DECODERS as DECODERS
 from workbench.data.decoders import ClipDecodeError as ClipDecodeError
 from workbench.data.decoders import Video, opened
+from workbench.data.decoders import available_decoders as available_decoders
 from workbench.data.decoders import decoder_name as decoder_name
 from workbench.data.frames import POLICIES, Sampling, ShortClipError, check_views, views_of
 
@@ -50,6 +51,15 @@ def probe(path: str | Path, decoder: str = "auto") -> VideoInfo:
         height=height,
         variable_rate=bool(len(steps) > 1 and steps.max() > 1.5 * max(float(np.median(steps)), 1e-6)),
     )
+
+
+def frame_times(path: str | Path) -> np.ndarray:
+    """Seconds of each shown frame after the first one, ascending float64 (n,). Nothing is decoded.
+
+    Raises :class:`ClipDecodeError`.
+    """
+    with opened(path, "pyav") as video:
+        return video.scan.times.copy()
 
 
 def read_views(

@@ -95,6 +95,12 @@ def decoder_name(decoder: str = "auto") -> str:
     return "pyav"
 
 
+def available_decoders() -> tuple[str, ...]:
+    """The decoders that load on this machine, PyAV always among them."""
+    loads = {"decord": _has_decord(), "pyav": True, "torchcodec": not _torchcodec_problem()}
+    return tuple(name for name, there in loads.items() if there)
+
+
 @cache
 def _has_decord() -> bool:
     if importlib.util.find_spec("decord") is None:

@@ -1,6 +1,6 @@
 """Decoded clips and encoded targets of one table, as the training loop wants them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,9 +96,13 @@ class ClipSet(Dataset[tuple[Tensor, Tensor]]):
         return len(self.clips) * self.windows
 
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
-        i, window = divmod(item, self.windows)
-        clip = self.clips[i] if self.windows == 1 else self.clips[i, window]
-        return torch.from_numpy(np.array(clip)), self.targets[i]
+        return self.__getitems__([item])[0]
+
+    def __getitems__(self, items: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """A batch at once, as PyTorch's loader asks for it: what is not stored is then decoded side by side."""
+        rows, windows = np.divmod(np.asarray(items, np.int64), self.windows)
+        clips = np.asarray(self.clips[rows] if self.windows == 1 else self.clips[rows, windows])
+        return list(zip(torch.from_numpy(clips), self.targets[rows], strict=True))
 
 
 def targets_of(table: ClipTable) -> Tensor:

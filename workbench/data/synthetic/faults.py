@@ -49,7 +49,7 @@ def plant_faults(folder: str | Path, *, clips_per_class: int = 20, seed: int = 0
     _write(folder / "train/left/left_02.mp4", made["train/left/left_02.mp4"][:1])
     _rotate(folder / "train/right/right_02.mp4")
     (folder / "test/left/holiday.mp4").write_bytes((folder / "train/left/left_03.mp4").read_bytes())
-    smaller = made["train/right/right_03.mp4"][:, ::2, ::2]
+    smaller = made["train/right/right_03.mp4"][:, ::3, ::3]
     _write(folder / "test/right/holiday.mp4", smaller, crf=30)
     faults += [
         ("train/left/left_02.mp4", "one frame", "warning"),
