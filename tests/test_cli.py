@@ -124,3 +124,44 @@ def test_workbench_as_a_module_lists_its_verbs() -> None:
     done = subprocess.run([sys.executable, "-m", "workbench", "--help"], capture_output=True, text=True, check=True)
     verbs = ("demo", "lab", "data", "doctor", "train", "sweep", "compare", "predict", "pretrain")
     assert all(f"    {verb} " in done.stdout for verb in verbs)
+
+
+def test_data_takes_the_columns_of_a_list_by_name(folder: Path, tmp_path: Path, capsys) -> None:
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.glob("*/*.mp4"))
+    lines = [f"{n},{n.split('/')[0]},{('train', 'dev', 'test')[i % 3]},0,0.5" for i, n in enumerate(names)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,tone,part,from,to", *lines]))
+    options = ["--root", str(folder), "--label-column", "tone", "--split-column", "part", "--start-column", "from"]
+    assert main(["data", str(tmp_path / "list.csv"), *options, "--end-column", "to"]) == 0
+    assert "20 clips (train 7, val 7, test 6)" in capsys.readouterr().out
+    assert main(["data", str(folder), "--fold", "0"]) == 2  # 0 was given, though it equals False
+    assert "fold=0 is for ucf101" in capsys.readouterr().err
+    assert main(["data", str(tmp_path / "list.csv"), *options, "--end-column", "until"]) == 2
+    assert "'until'" in capsys.readouterr().err
+
+
+def test_every_option_says_what_it_is_for_and_none_is_guessed(capsys) -> None:
+    import re
+
+    for verb in ("data", "doctor", "train", "sweep", "predict"):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        options = capsys.readouterr().out.split("options:")[1]
+        bare = [o for o in ("--device", "--workers") if verb == "predict"]
+        for line, after in zip(options.splitlines(), [*options.splitlines()[1:], ""], strict=True):
+            said = re.fullmatch(r"  (--[\w-]+)(?: \S+)?(  +\S.*)?", line)
+            assert not said or said[1] in bare or said[2] or after.startswith("      "), line
+    with pytest.raises(SystemExit):
+        main(["data", "x", "--split", "3"])  # not --split-seed
+    assert "unrecognized arguments: --split" in capsys.readouterr().err
+
+
+def test_data_counts_clips_without_a_label_or_a_split(folder: Path, capsys, tmp_path: Path) -> None:
+    from workbench.data.layouts import open_clips
+
+    frame = open_clips(folder).frame.assign(split=["train"] * 5 + [None] * 15)
+    frame.loc[[1, 9], "label"] = None
+    table = open_clips(folder)._with(frame)
+    assert main(["data", str(table.save(tmp_path / "saved"))]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["dark", "4", "4"] in lines and ["light", "10", "0"] in lines
+    assert ["2", "clip(s)", "have", "no", "label"] in lines

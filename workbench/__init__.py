@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds 
     from workbench.data.tables import ClipTable as ClipTable
     from workbench.data.tables import Task as Task
     from workbench.models.backbones import load_backbone as load_backbone
+    from workbench.training.export import export as export
     from workbench.training.finetune import fine_tune as fine_tune
     from workbench.training.predict import predict as predict
     from workbench.training.runs import Run as Run
@@ -58,6 +59,7 @@ _PUBLIC = {
     "Setup": "training.setup",
     "Run": "training.runs",
     "fine_tune": "training.finetune",
+    "export": "training.export",
     "sweep": "training.sweep",
     "load_run": "training.runs",
     "predict": "training.predict",

@@ -10,20 +10,31 @@ from typing import Any
 
 from workbench import __version__
 
+# Spelled out here because building the parser must not load torch; a test holds it to the strategies' own list.
+_STRATEGIES = "scratch, linear, attentive, bitfit, lora:8, adapter:64, partial:2, llrd:0.75, full"
+
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     """How to open clips; see ``workbench.open_clips``."""
     parser.add_argument(
         "source",
-        help="playground, a folder with one sub-folder per class, a CSV or Parquet file, tar shards, a public data set",
+        help="playground, a folder with one sub-folder per class, a CSV or Parquet file, tar shards, a public "
+        "data set, the folder of a saved table",
     )
-    parser.add_argument("--layout", help="how the source is laid out, where that is not recognised: see open_clips")
+    parser.add_argument(
+        "--layout",
+        help="how the source is laid out, where that is not recognised: folder, table, shards, ucf101, hmdb51, "
+        "kinetics, ssv2 or konvid1k",
+    )
     parser.add_argument("--fold", type=int, help="which official split of ucf101 or hmdb51 (default: 1)")
     parser.add_argument("--unlabelled", action="store_true", help="every file is a clip without a label")
     parser.add_argument("--task", help="name of the task (folder) or of the one task to use")
     parser.add_argument("--label-column", action="append", help="label column of a CSV; may be given several times")
     parser.add_argument("--path-column", help="column of a CSV with the files (default: path)")
     parser.add_argument("--group-column", help="column that names what must stay on one side of a split")
+    parser.add_argument("--split-column", help="column of a CSV with train, val and test (default: split, if there)")
+    parser.add_argument("--start-column", help="column with the start in seconds (default: start_seconds, if there)")
+    parser.add_argument("--end-column", help="column with the end in seconds (default: end_seconds, if there)")
     parser.add_argument("--groups", help="CSV with path and group columns (default: groups.csv in the folder)")
     parser.add_argument("--exclude", action="append", default=[], help="class to leave out; may be given several times")
     parser.add_argument("--root", help="folder that the paths of a CSV are relative to (default: its own)")
@@ -37,29 +48,39 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 def _open(args: argparse.Namespace) -> Any:
     from workbench.data.layouts import open_clips
 
-    names = {
-        "task": "task", "label_column": "label_column", "path_column": "path_column", "group_column": "group_column",
-        "groups": "groups", "exclude": "exclude", "root": "root", "split_seed": "seed",
-        "horizontal_flip": "horizontal_flip", "time_reversal": "time_reversal",
-        "allow_outside_root": "allow_outside_root", "allow_leak": "allow_leak",
-        "layout": "layout", "fold": "fold", "unlabelled": "unlabelled",
-    }  # fmt: skip
-    given = {
-        theirs: getattr(args, ours) for ours, theirs in names.items() if getattr(args, ours) not in (None, [], False)
-    }
-    return open_clips(args.source, **given)
+    names = (
+        "layout", "fold", "unlabelled", "task", "label_column", "path_column", "group_column", "split_column",
+        "start_column", "end_column", "groups", "exclude", "root", "horizontal_flip", "time_reversal",
+        "allow_outside_root", "allow_leak",
+    )  # fmt: skip
+    given = {"seed": args.split_seed, **{name: getattr(args, name) for name in names}}
+    # By identity: 0 is a number that was given, and equals False.
+    asked = {name: v for name, v in given.items() if v is not None and v is not False and v != []}
+    return open_clips(args.source, **asked)
 
 
 def _add_setup(parser: argparse.ArgumentParser) -> None:
     """Fields of ``workbench.Setup``; what is not given keeps its default."""
-    for name, kind in (
-        ("backbone", str), ("epochs", int), ("batch-size", int), ("lr", float), ("head-lr", float),
-        ("weight-decay", float), ("patience", int), ("crop-scale", float), ("seed", int), ("sampling", str),
-        ("sampling-rate", int), ("fps", float), ("short", str), ("test-clips", int), ("test-crops", int), ("fit", str),
-        ("rand-augment", int), ("magnitude", float), ("erasing", float), ("mixup", float), ("cutmix", float),
-        ("decoder", str), ("precision", str), ("accumulation", int), ("label-smoothing", float),
+    for name, kind, text in (
+        ("backbone", str, "nano, a local folder or a hub id"), ("epochs", int, "passes over the train clips"),
+        ("num-frames", int, "frames per clip, if not the checkpoint's"), ("size-px", int, "their size, likewise"),
+        ("batch-size", int, "clips per batch"), ("lr", float, "peak rate of the backbone"),
+        ("head-lr", float, "peak rate of the heads"), ("weight-decay", float, "on matrices"),
+        ("patience", int, "stop after so many epochs without a better val score; 0: never"),
+        ("crop-scale", float, "smallest random crop, as a share of the frame's area"), ("seed", int, "of the training"),
+        ("sampling", str, "frames of a clip that are seen: uniform, dense, fps or single"),
+        ("sampling-rate", int, "dense: step between kept frames, in frames"), ("fps", float, "fps: frames per second"),
+        ("short", str, "a clip shorter than its window: repeat_last, wrap or error (it is quarantined)"),
+        ("test-clips", int, "windows along time when val and test are scored"),
+        ("test-crops", int, "squares per window then: 1 or 3"), ("fit", str, "to a square by crop, pad or stretch"),
+        ("rand-augment", int, "random operations per clip; 0: none"), ("magnitude", float, "their strength, 0 to 10"),
+        ("erasing", float, "probability that a clip loses a box"), ("mixup", float, "alpha of MixUp; 0: never"),
+        ("cutmix", float, "alpha of CutMix; 0: never"), ("decoder", str, "auto, decord, pyav or torchcodec"),
+        ("precision", str, "auto, fp32 or bf16"), ("accumulation", int, "batches per optimiser step"),
+        ("label-smoothing", float, "0 to 0.99"),
     ):  # fmt: skip
-        parser.add_argument(f"--{name}", type=kind)
+        parser.add_argument(f"--{name}", type=kind, help=text)
+    parser.add_argument("--mix-regression", action="store_true", default=None, help="mix regression targets too")
     parser.add_argument("--no-augment", action="store_true", help="train on the clips as they are")
     parser.add_argument("--runs", default="runs", help="folder for run folders (default: runs)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
@@ -86,13 +107,8 @@ def _train(args: argparse.Namespace) -> int:
 
     table = _open(args)
     print(table)
-    run = fine_tune(
-        Setup(strategy=args.strategy, **_setup_fields(args)),
-        table,
-        runs_dir=args.runs,
-        device=args.device,
-        workers=args.workers,
-    )
+    setup = Setup(strategy=args.strategy, **_setup_fields(args))
+    run = fine_tune(setup, table, runs_dir=args.runs, device=args.device, workers=args.workers)
     print(run)
     split = "test" if run.record["data"]["clips"]["test"] else "val"
     print(evaluate(run, split=split).drop(columns="protocol").to_string(index=False))
@@ -144,6 +160,7 @@ def _predict(args: argparse.Namespace) -> int:
 
     table = predict(load_run(args.run), args.file, device=args.device, workers=args.workers)
     if args.csv:
+        Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(args.csv, index=False)
         print(f"wrote {args.csv}")
     else:
@@ -155,9 +172,15 @@ def _data(args: argparse.Namespace) -> int:
     table = _open(args)
     print(table)
     for task in table.tasks:
-        counts = table.frame.groupby("split")[task.name]
+        counts = table.frame.groupby(table.frame.split.astype(object).fillna("in no split"))[task.name]
         print(f"\n{task.name}:")
-        print((counts.describe() if task.kind == "regression" else counts.value_counts().unstack(0)).to_string())
+        print(
+            (
+                counts.describe() if task.kind == "regression" else counts.value_counts().unstack(0, fill_value=0)
+            ).to_string()
+        )
+        if missing := int(table.frame[task.name].isna().sum()):
+            print(f"{missing} clip(s) have no {task.name}")
     for row in table.quarantine.head(20).to_dict("records"):
         print(f"quarantined {row['path']}: {row['reason']}")
     if len(table.quarantine) > 20:
@@ -186,7 +209,7 @@ def _doctor(args: argparse.Namespace) -> int:
         from workbench.views.doctor_page import write_doctor_page
 
         print(f"report: {write_doctor_page(report, args.html)}")
-    return 1 if report.counts()["quarantined"] else 0
+    return 1 if report.counts()["quarantined"] or len(table.quarantine) else 0
 
 
 def _open_whatever(args: argparse.Namespace) -> Any:
@@ -212,17 +235,19 @@ def _pretrain(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    from workbench.training.export import export
+    from workbench.training.runs import load_run
+
+    print(export(load_run(args.run), args.folder, encoder=args.encoder))
+    return 0
+
+
 def _demo(args: argparse.Namespace) -> int:
     from workbench.demo import demo
 
-    demo(
-        report=args.report,
-        runs_dir=args.runs,
-        clips=args.clips,
-        epochs=args.epochs,
-        device=args.device,
-        workers=args.workers,
-    )
+    options = {"clips": args.clips, "epochs": args.epochs, "device": args.device, "workers": args.workers}
+    demo(report=args.report, runs_dir=args.runs, **options)
     return 0
 
 
@@ -239,7 +264,8 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=text, description=text)
+        # A shortened option could mean another one: --split is not --split-seed.
+        sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(act=run)
         return sub
 
@@ -256,21 +282,26 @@ def _parser() -> argparse.ArgumentParser:
     _add_source(sub)
     sub.add_argument("--save", help="folder to save the table in")
     sub.add_argument("--shards", help="folder to copy the clips to, as tar shards that open like any other source")
-    sub.add_argument("--clips-per-shard", type=int, default=1000)
-    sub = verb("doctor", _doctor, "decode every file in child processes; exit code 1 when one is quarantined")
+    sub.add_argument("--clips-per-shard", type=int, default=1000, help="default: %(default)s")
+    sub = verb(
+        "doctor", _doctor,
+        "decode every file in child processes; exit code 0: all can be used, 1: a clip is quarantined, 2: an error",
+    )  # fmt: skip
     _add_source(sub)
     sub.add_argument("--json", help="write one object per file (path, verdict, reason)")
-    sub.add_argument("--workers", type=int, default=2)
+    sub.add_argument("--workers", type=int, default=2, help="processes that decode")
     sub.add_argument("--html", help="write the report as one HTML page")
     sub.add_argument("--time-limit", type=float, default=60.0, help="seconds per file")
     sub.add_argument("--memory", type=float, default=8.0, help="GiB of address space per file (POSIX)")
     sub = verb("train", _train, "fine-tune one setup; an interrupted run goes on, a finished one is read")
     _add_source(sub)
-    sub.add_argument("--strategy", default="full", help="scratch, linear, attentive or full (default)")
+    sub.add_argument("--strategy", default="full", help=f"{_STRATEGIES} (default: %(default)s)")
     _add_setup(sub)
     sub = verb("sweep", _sweep, "fine-tune several strategies on the same clips and compare them")
     _add_source(sub)
-    sub.add_argument("--strategies", default="scratch,linear,full")
+    sub.add_argument(
+        "--strategies", default="scratch,linear,full", help=f"with commas: {_STRATEGIES} (default: %(default)s)"
+    )
     _add_setup(sub)
     sub = verb("compare", _compare, "compare finished runs, with intervals")
     sub.add_argument("run", nargs="+", help="run folders")
@@ -278,10 +309,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--reference", help="name of the run that the others are compared with (default: the first)")
     sub = verb("predict", _predict, "what a run says of video files; exit code 1 when one cannot be read")
     sub.add_argument("run", help="run folder")
-    sub.add_argument("file", nargs="+")
+    sub.add_argument("file", nargs="+", help="video files")
     sub.add_argument("--csv", help="write the table there instead of printing it")
     sub.add_argument("--device", default="auto")
     sub.add_argument("--workers", type=int, default=2)
+    sub = verb("export", _export, "write a run as a plain Hugging Face checkpoint")
+    sub.add_argument("run", help="run folder")
+    sub.add_argument("folder", help="new folder for config.json, model.safetensors and preprocessor_config.json")
+    sub.add_argument("--encoder", action="store_true", help="the backbone alone, to transfer from; of any run")
     sub = verb("pretrain", _pretrain, "pretrain the embedded checkpoint on procedural video (resumable)")
     sub.add_argument("folder", help="working folder; its checkpoint/ is the result")
     sub.add_argument("--steps", type=int)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from workbench.analysis import explain as module
@@ -21,6 +22,7 @@ from workbench.data.protocol import Protocol
 from workbench.data.tables import ClipTable, Task
 from workbench.models.backbones import load_backbone
 from workbench.models.tml import TML
+from workbench.models.tokens import dense_attentions
 from workbench.training import predict
 
 ACTION = Task("action", "multiclass", ("left", "right", "up"))
@@ -142,6 +144,52 @@ def test_explain_attention_equals_each_heads_weights_read_by_the_head(make_run, 
         expected = reading[b] @ attentions[layer][b, a]
         np.testing.assert_allclose(maps.values[b, layer, a].ravel(), expected, atol=1e-6)
     np.testing.assert_allclose(maps.values.sum((3, 4, 5)), 1, atol=1e-5)
+
+
+@pytest.fixture
+def with_cls(tmp_path):
+    """A run on a tiny model with a CLS token, of the named family."""
+
+    def make(family):
+        options = {"image_size": 32, "num_frames": 8, "hidden_size": 24, "num_hidden_layers": 2,
+                   "num_attention_heads": 3, "intermediate_size": 48}  # fmt: skip
+        own = {"Vivit": {"tubelet_size": [2, 8, 8]}, "Timesformer": {"patch_size": 8}}[family]
+        config = getattr(transformers, f"{family}Config")(**options, **own)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            model = getattr(transformers, f"{family}ForVideoClassification")(config)
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter, std=0.15)
+        model.save_pretrained(tmp_path / family)
+        text = json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+        (tmp_path / family / "preprocessor_config.json").write_text(text)
+        tml = TML(load_backbone(str(tmp_path / family)), (ACTION,))
+        return SimpleNamespace(model=lambda device: tml.to(device), tasks=(ACTION,), tml=tml)
+
+    return make
+
+
+@pytest.mark.parametrize(("family", "softmaxes"), [("Vivit", 2), ("Timesformer", 4)])
+def test_explain_leaves_the_cls_token_out_and_the_places_sum_to_one(with_cls, clips, family, softmaxes):
+    run = with_cls(family)
+    backbone = run.tml.eval().backbone
+    n = int(np.prod(backbone.grid))
+    maps = explain(run, clips, method="rollout", task="action", progress=False)
+    with torch.no_grad():
+        dense = dense_attentions(backbone.forward_with_attention(backbone.prepare(clips))[1])
+    assert len(dense) == softmaxes
+    assert dense[0].shape[-1] == 1 + n
+    product = np.stack([np.eye(1 + n)] * 2)
+    for a in dense:
+        a = 0.5 * a.double().numpy().mean(1) + 0.5 * np.eye(1 + n)
+        product = np.stack([m @ p for m, p in zip(a, product, strict=True)])
+    expected = product[:, 1:].mean(1)[:, 1:]  # read from the places alone, then without what came from CLS
+    np.testing.assert_allclose(
+        maps.values.reshape(2, n), expected / expected.sum(-1, keepdims=True), rtol=1e-4, atol=1e-7
+    )
+    heads = explain(run, clips, method="attention", task="action", progress=False)
+    assert heads.values.shape == (2, softmaxes, 3, *backbone.grid)
+    np.testing.assert_allclose(heads.values.sum((3, 4, 5)), 1, atol=1e-5)
 
 
 def test_explain_rollout_differs_between_tasks_only_under_a_query_head(make_run, clips):

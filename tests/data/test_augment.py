@@ -42,6 +42,7 @@ def test_augment_takes_each_frame_from_its_own_neighbours() -> None:
     out = plain(clips, chance())[:, :, 0, 0, 0].long()
     assert (out // OVERSAMPLE == torch.arange(T)).all()
     assert len((out % OVERSAMPLE).unique()) == OVERSAMPLE
+    assert len(out.unique(dim=0)) == len(out)  # each clip draws its own
 
 
 def test_augment_mirrors_only_where_labels_allow_it() -> None:

@@ -1,7 +1,9 @@
 """Decoded once, found again by content, read like an array."""
 
 import logging
+import multiprocessing
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +178,7 @@ def test_decode_table_quarantines_a_short_clip_under_short_error(videos: Path, t
         assert decoded.table.quarantine.clip_id.tolist() == ["0.mp4"]
         assert "3 frame(s)" in decoded.table.quarantine.reason[0]
     assert cache.reason_of(ShortClipError("too short")) == "too short"
+    assert cache.reason_of(ShortClipError("too short", "/clips/a.mp4")) == "too short"
 
 
 def test_decode_table_raises_what_says_nothing_of_the_clip(videos: Path, tmp_path: Path) -> None:
@@ -256,6 +259,7 @@ def test_clip_array_decodes_again_what_was_evicted_or_damaged(
     entries[1].write_bytes(entries[1].read_bytes()[:-100])
     entries[2].write_bytes(bytes(entries[2].stat().st_size))
     monkeypatch.setattr(store_module, "_checked", {})
+    monkeypatch.setattr(store_module, "_maps", {})
     np.testing.assert_array_equal(decoded.clips, whole)
     assert sorted(tmp_path.rglob("*.clip")) == entries
     np.testing.assert_array_equal(decoded.clips[0], whole[0])
@@ -289,3 +293,38 @@ def test_default_cache_dir_is_the_environments(monkeypatch: pytest.MonkeyPatch, 
     assert cache.default_cache_dir() == tmp_path
     monkeypatch.delenv("WORKBENCH_CACHE")
     assert cache.default_cache_dir() == Path.home() / ".cache" / "video-transfer-workbench"
+
+
+def test_clip_array_ends_its_processes_when_a_clip_is_gone(videos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    shutil.copytree(videos, folder)
+    decoded = decode(table_of(folder), tmp_path / "cache")
+    for path in tmp_path.rglob("*.clip"):
+        path.unlink()
+    (folder / "1.mp4").unlink()
+    with pytest.raises(RuntimeError, match="does not exist"):
+        decoded.clips[:3]
+    assert not multiprocessing.active_children()
+
+
+def test_clip_array_is_read_by_several_threads_at_once(videos: Path, tmp_path: Path) -> None:
+    decoded = decode(table_of(videos), tmp_path)
+    whole = np.array(decoded.clips)
+    for path in tmp_path.rglob("*.clip"):
+        path.unlink()
+    with ThreadPoolExecutor(6) as threads:
+        for clip, expected in zip(threads.map(decoded.clips.__getitem__, range(6)), whole, strict=True):
+            np.testing.assert_array_equal(clip, expected)
+
+
+def test_clip_array_is_found_from_another_working_folder(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(videos.parent)
+    table = table_of(Path(videos.name))
+    decoded = decode(table, Path("relative"))
+    whole = np.array(decoded.clips)
+    next((videos.parent / "relative").rglob("*.clip")).unlink()
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(decoded.clips, whole)
+    assert not list(tmp_path.iterdir())

@@ -106,3 +106,8 @@ def test_concat_warns_of_clips_in_no_split(tmp_path: Path, caplog: pytest.LogCap
     two = make_table(tmp_path / "b", "two", ["y", "z"], GESTURE, ["left", "right"], split=[None, None])  # type: ignore[list-item]
     assert concat([one, two]).frame.split.isna().tolist() == [False, True, True]
     assert "2 clip(s) in none" in caplog.text
+
+
+def test_concat_takes_tables_only(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="concat takes clip tables, not PosixPath|not WindowsPath"):
+        concat([tmp_path])  # type: ignore[list-item]

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def test_memory_is_begun_anew_when_damaged_and_done_without_when_unusable(
 
 
 def test_verdict_gives_back_the_error_it_was_made_of() -> None:
-    for error in (ClipDecodeError("x.mp4", "broken", "mend it"), ShortClipError("too short")):
+    for error in (ClipDecodeError("x.mp4", "broken", "mend it"), ShortClipError("too short", "x.mp4")):
         verdict = Verdict.of(error, 5)
         assert verdict is not None and verdict.stands(1000)
         again = verdict.error("x.mp4")
@@ -105,7 +106,8 @@ def test_verdict_gives_back_the_error_it_was_made_of() -> None:
         again = verdict.error("x.mp4")
         assert type(again) is type(late) and str(again) == str(late)
     assert Verdict.of(TypeError("a wrong argument"), 5) is None
-    assert Verdict.of(ItemCrashError("out of memory", -9), 5) is None  # not the clip's doing
+    for code in (None, 1, -1, -2, -9, -15):  # out of memory, ended with its parent, never started: not the clip's doing
+        assert Verdict.of(ItemCrashError("died", code), 5) is None
     assert Verdict(kind="ok").error("x.mp4") is None
 
 
@@ -157,3 +159,58 @@ def test_default_cache_dir_is_the_environments(monkeypatch: pytest.MonkeyPatch, 
     assert contents.default_cache_dir() == tmp_path
     monkeypatch.delenv("WORKBENCH_CACHE")
     assert contents.default_cache_dir() == Path.home() / ".cache" / "video-transfer-workbench"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps the time of creation there")
+def test_memory_sees_another_file_of_the_same_size_and_time_of_modification(tmp_path: Path) -> None:
+    a = old_file(tmp_path / "a", b"one")
+    memory = Memory(tmp_path / "cache")
+    (before, stamp), old = memory.contents([a])[0], os.stat(a)
+    time.sleep(0.05)  # a tick of the file system's clock
+    os.replace(old_file(tmp_path / "b", b"two"), a)  # as cp -p, rsync -t and tar leave it
+    assert os.stat(a).st_mtime_ns == old.st_mtime_ns and os.stat(a).st_size == old.st_size
+    after, other = memory.contents([a])[0]
+    assert after == content_id(a) != before and other != stamp
+
+
+def test_memory_takes_a_path_that_cannot_be_read_for_missing(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("../out.mp4"))  # such tars are refused
+    good = old_file(tmp_path / "good", b"good")
+    found = Memory(tmp_path / "cache").contents([tmp_path / "x.tar/a.mp4", str(tmp_path / "a\0b"), good])
+    assert [identity for identity, _ in found] == ["missing", "missing", content_id(good)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
+def test_memory_knows_files_whose_names_are_no_unicode(tmp_path: Path, hashed: list[str]) -> None:
+    odd = old_file(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4")), b"odd")
+    memory = Memory(tmp_path / "cache")
+    first = memory.contents([odd])
+    memory.remember({"k": Verdict(kind="decode", reason=f"{odd}: broken")})
+    hashed.clear()
+    assert memory.contents([odd]) == first == [(content_id(odd), contents.stamp_of(odd))] and hashed == [odd.name]
+    assert memory.verdicts(["k"])["k"].reason.endswith("\\udcff.mp4: broken")
+
+
+def test_memory_that_is_damaged_and_cannot_be_removed_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = old_file(tmp_path / "a", b"abc")
+    memory = Memory(tmp_path)
+    memory.path.write_bytes(b"no data base at all" * 500)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError("a read-only folder")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert memory.contents([a])[0][0] == content_id(a)
+
+
+def test_default_cache_dir_says_what_to_do_where_there_is_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("WORKBENCH_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(RuntimeError, match="set WORKBENCH_CACHE or give a cache_dir"):
+        contents.default_cache_dir()

@@ -1,6 +1,7 @@
 """Three decoders, one answer. Where one of them is known to differ, the test says so."""
 
 import logging
+import os
 import sys
 import tarfile
 from pathlib import Path
@@ -287,3 +288,43 @@ def test_decoders_refuse_what_they_would_show_wrong(clips_root: Path, name: str,
     assert len(read_clip(clips_root / "trouble" / name, num_frames=8, size_px=32, decoder="pyav")) == 8
     with pytest.raises(ClipDecodeError, match=reason):
         read_clip(clips_root / "trouble" / name, num_frames=8, size_px=32, decoder=decoder)
+
+
+def test_opened_says_that_a_file_went_away_or_changed_while_it_was_read(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(video, "a.mp4")
+    read, scanned = decoders.read_span, decoders._scanned
+
+    def cut_short(span: Any) -> bytes:
+        os.truncate(span.file, span.offset + 100)
+        return read(span)
+
+    monkeypatch.setattr(decoders, "read_span", cut_short)
+    with pytest.raises(ClipDecodeError, match="ends within a member"):
+        read_clip(tmp_path / "x.tar/a.mp4", num_frames=2, decoder="decord")
+
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(video.read_bytes())
+
+    def gone(path: str, container: Any) -> Any:
+        found = scanned(path, container)
+        copy.unlink()
+        return found
+
+    monkeypatch.setattr(decoders, "_scanned", gone)
+    with pytest.raises(ClipDecodeError, match="decord"):
+        read_clip(copy, num_frames=2, decoder="decord")
+    monkeypatch.setattr(decoders, "_scanned", scanned)
+    copy.write_bytes(video.read_bytes())
+    check = os.path.isfile
+
+    def gone_once_found(path: Any) -> bool:
+        found = check(path)
+        copy.unlink()
+        return found
+
+    monkeypatch.setattr(os.path, "isfile", gone_once_found)
+    with pytest.raises(ClipDecodeError, match="cannot be read"):
+        read_clip(copy, num_frames=2)

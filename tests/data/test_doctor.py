@@ -14,6 +14,7 @@ import pytest
 from tests.data.videos import encode, moving, song_with_cover
 from workbench.cli import main
 from workbench.data import doctor
+from workbench.data.checks.duplicates import overlapping
 from workbench.data.checks.survey import Survey, survey_file
 from workbench.data.checks.verdicts import OTHER_FRAMES, clip_reasons
 from workbench.data.clips import ClipDecodeError, write_clip
@@ -137,8 +138,8 @@ def test_examine_gives_each_clip_of_one_file_its_own_verdict_and_finds_overlaps(
     assert report.files.seconds[:2].tolist() == pytest.approx([0.8, 0.46])
     assert "no frame between 5.0 and 6.0" in report.files.reason[2]
     assert any("overlapping clips in two splits (0.mp4)" in w for w in report.warnings)
-    assert doctor._overlaps(ClipTable(frame[:2], [], root=videos)) == ["0.mp4"]
-    assert doctor._overlaps(ClipTable(frame[:2].assign(start_seconds=[0, 0.8]), [], root=videos)) == []
+    assert overlapping(ClipTable(frame[:2], [], root=videos)) == ["0.mp4"]
+    assert overlapping(ClipTable(frame[:2].assign(start_seconds=[0, 0.8]), [], root=videos)) == []
 
 
 def test_examine_without_labels_or_splits_has_no_warnings_about_them(videos: Path) -> None:
@@ -298,3 +299,44 @@ def test_survey_and_files_carry_the_same_facts(videos: Path) -> None:
     survey: Survey = survey_file(str(videos / "0.mp4"))
     for name in ("num_frames", "fps", "width", "brightness", "motion", "steadiness", "file_bytes"):
         assert report.files[name][0] == getattr(survey, name)
+
+
+def test_doctor_verb_fails_on_clips_that_were_quarantined_before_and_lists_them(videos: Path, tmp_path: Path) -> None:
+    table = make_table(videos, CLEAN)
+    gone = pd.DataFrame({"clip_id": ["9"], "path": ["9.mp4"], "reason": ["the file does not exist"]})
+    saved = table.with_quarantine(gone).save(tmp_path / "saved")
+    file = tmp_path / "new" / "verdicts.json"
+    assert main(["doctor", str(saved), "--json", str(file), "--workers", "1"]) == 1
+    rows = json.loads(file.read_text())
+    assert len(rows) == 7 and (rows[-1]["path"], rows[-1]["verdict"]) == ("9.mp4", "quarantined")
+    assert main(["doctor", str(table.save(tmp_path / "clean")), "--workers", "1"]) == 0
+
+
+def test_examine_blames_no_file_for_a_decoder_that_cannot_be_loaded(
+    videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "run_guarded", lambda _, items, **__: [ImportError("no room")] * len(items))
+    with pytest.raises(ValueError, match=r"memory_gib=0\.1: no room"):
+        examine(make_table(videos, CLEAN), progress=False, memory_gib=0.1)
+    with pytest.raises(ValueError, match="memory_gib=0 must be above 0"):
+        examine(make_table(videos, CLEAN), progress=False, memory_gib=0)
+
+
+def test_examine_reads_each_clip_by_the_decoder_that_its_table_names(
+    videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = make_table(videos, CLEAN)
+    chosen = table._with(table.frame.assign(decoder=["pyav", None, "auto", None, None, None]))
+    report = examine(chosen, progress=False, workers=1, decoder="decord")
+    assert report.files.difference.isna().tolist() == [True] + [False] * 5  # PyAV is not compared with itself
+    assert report.table.frame.decoder.fillna("-").tolist() == ["pyav", "-", "auto", "-", "-", "-"]
+    monkeypatch.setattr("workbench.data.clips.available_decoders", lambda: ("decord", "pyav"))
+    absent = table._with(table.frame.assign(decoder="torchcodec"))
+    with pytest.raises(ValueError, match="torchcodec"):
+        examine(absent, progress=False, workers=1)
+
+
+def test_report_keeps_one_line_per_file_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a\nb.mp4").write_bytes(b"")
+    report = examine(make_table(tmp_path, [("a\nb.mp4", None, "g", "a")], tasks=False), progress=False, workers=1)
+    assert r"  quarantined: a\nb.mp4: the file is empty" in str(report).splitlines()[1]

@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from workbench.data.loading import pool as pool_module
 from workbench.data.loading.guard import ItemCrashError, ItemTimeoutError, run_guarded
 from workbench.data.loading.pool import GuardedPool
 
@@ -23,7 +24,7 @@ class OddError(Exception):  # cannot be unpickled: its arguments are not the one
     def __init__(self, a, b):
         super().__init__(a)
 
-def act(what):
+def act(what, load=b""):
     if what == "abort":
         os.abort()
     if what == "hang":
@@ -41,6 +42,10 @@ def act(what):
         return np.zeros(600_000, np.uint8)
     if what == "unsendable":
         return lambda: None
+    if what == "end of file":
+        raise EOFError("mine")
+    if what == "rest":
+        time.sleep(0.3)
     if what == "odd error":
         raise OddError("a", "b")
     if what == "pid":
@@ -173,3 +178,64 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_run_guarded_gives_an_end_of_file_of_the_function_as_its_outcome(acts: ModuleType) -> None:
+    ended, one = run_guarded(acts.act, [{"what": "end of file"}, {"what": "one"}], workers=1)
+    assert isinstance(ended, EOFError) and str(ended) == "mine" and one == "one"
+
+
+def test_run_guarded_carries_items_larger_than_a_pipe(acts: ModuleType) -> None:
+    # An array on its way back and an item on its way there: neither side would read.
+    items = [{"what": "array", "load": bytes(300_000)}] * 4
+    assert [type(o) for o in run_guarded(acts.act, items, workers=1, time_limit_seconds=20)] == [np.ndarray] * 4
+
+
+def test_guarded_pool_gives_up_a_child_whose_array_finds_no_memory(
+    acts: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Scarce:
+        """NumPy, out of memory at the first array."""
+
+        refused = False
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(np, name)
+
+        def empty(self, *args: object) -> np.ndarray:
+            if not self.refused:
+                self.refused = True
+                raise MemoryError("no memory for this array")
+            return np.empty(*args)
+
+    monkeypatch.setattr(pool_module, "np", Scarce())
+    first, second = run_guarded(acts.act, [{"what": "array"}] * 2, workers=1, time_limit_seconds=20)
+    assert isinstance(first, MemoryError)
+    np.testing.assert_array_equal(second, acts.act("array"))
+
+
+def test_guarded_pool_goes_on_after_a_future_was_cancelled(acts: ModuleType) -> None:
+    with GuardedPool(workers=1) as pool:
+        futures = [pool.submit(acts.act, {"what": "rest"}) for _ in range(6)]
+        assert futures[5].cancel()
+        last = pool.submit(acts.act, {"what": "one"})
+        assert [f.result() for f in futures[:5]] == ["rest"] * 5 and last.result() == "one"
+
+
+def test_guarded_pool_says_that_a_process_did_not_start(acts: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "_serve", sys.exit)  # called with two arguments: the child ends with an error
+    (lost,) = run_guarded(acts.act, [{"what": "one"}], workers=1)
+    assert isinstance(lost, ItemCrashError) and lost.exit_code is None and "did not start (exit code 1)" in str(lost)
+
+
+def test_guarded_pool_ends_quietly_with_a_script_that_left_it_busy(tmp_path: Path, repo: Path) -> None:
+    (tmp_path / "guarded_acts.py").write_text(ACTS)
+    script = (
+        f"import sys; sys.path[:0] = [{str(repo)!r}, {str(tmp_path)!r}]\n"
+        "import guarded_acts\n"
+        "from workbench.data.loading.guard import run_guarded\n"
+        "outcomes = run_guarded(guarded_acts.act, [{'what': 'rest'}] * 40)\n"
+        "print(next(outcomes))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("rest\n", "", 0)

@@ -113,8 +113,16 @@ def test_open_clips_names_what_is_not_there(tmp_path: Path) -> None:
         open_clips(touch(tmp_path / "flat", "a.mp4", "b.mp4"))
     with pytest.raises(ValueError, match=r"1 class.*\['a'\]"):
         open_clips(touch(tmp_path / "one", "a/a.mp4"))
-    with pytest.raises(ValueError, match="neither a folder nor"):
+    with pytest.raises(ValueError, match="single file.*unlabelled=True"):
         open_clips(touch(tmp_path, "a.mp4") / "a.mp4")
+    with pytest.raises(ValueError, match=r"none of: a folder, a \.csv"):
+        open_clips(touch(tmp_path, "a.tgz") / "a.tgz")
+    with pytest.raises(FileNotFoundError, match="source is empty"):
+        open_clips("")
+    with pytest.raises(ValueError, match="layout='table' needs a file"):
+        open_clips(tmp_path, layout="table")
+    with pytest.raises(FileNotFoundError, match="root='nowhere' is not a folder"):
+        open_clips(make_csv(tmp_path), root="nowhere")
     with pytest.raises(ValueError, match=r"exclude=\['nine'\]"):
         open_clips(touch(tmp_path / "two", "a/a.mp4", "b/b.mp4"), exclude=("nine",))
 
@@ -185,6 +193,7 @@ def test_open_clips_file_reads_split_times_tasks_and_missing_labels(tmp_path: Pa
 def test_open_clips_refuses_splits_that_cut_a_group_unless_asked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    touch(tmp_path, "v/00.mp4")
     open_clips(make_csv(tmp_path, split=["train", "val", "test"] * 8), group_column="label")
     assert not caplog.records
     leaky = make_csv(tmp_path, split=["train", "val", "test"] * 8)
@@ -228,6 +237,13 @@ def test_open_clips_file_renames_the_label_column_to_the_task(tmp_path: Path) ->
         ({}, {"tasks": [Task("label", "multiclass", ("cat", "dog"))]}, "unknown label.*emu"),
         ({}, {"groups": "g.csv"}, "groups cannot be used"),
         ({}, {"exclude": ("cow",)}, "exclude=.*cow"),
+        ({}, {"start_column": "begin"}, r"lacks the column.*'begin'"),
+        ({"start_seconds": [-1.0] * 24}, {}, "start_seconds counts from a file's first frame; found -1"),
+        ({"label": [np.inf, *range(23)]}, {}, "column 'label' has an infinite label"),
+        ({"quality": ["high", *range(23)]}, {"tasks": [Task("quality", "regression")]}, r"regression.*\['high'\]"),
+        ({"path": ["v/00.mp4"] * 24}, {}, "clip_id must be unique.*remove the repeated rows"),
+        ({}, {"label_column": ["label", "label"]}, "name one twice"),
+        ({}, {"unlabelled": True, "label_column": "label"}, "label_column cannot be used with unlabelled=True"),
     ],
 )
 def test_open_clips_file_names_the_mistake(tmp_path: Path, columns: dict, options: dict, message: str) -> None:
@@ -241,6 +257,7 @@ def test_open_clips_file_that_is_no_table_is_named(tmp_path: Path) -> None:
         ("b.parquet", b"no parquet"),
         ("c.csv", b"\xff\xfe\x00\x81"),
         ("d.csv", b"path,label\n"),
+        ("e.csv", "path,label\nä.mp4,cat\n".encode("latin-1")),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name):
@@ -256,6 +273,75 @@ def test_open_clips_saved_table_comes_back_and_refuses_idle_options(folder: Path
         open_clips(saved, group_column="person")
     with pytest.raises(ValueError, match="no task 'colour'"):
         open_clips(table, task="colour")
+    for idle in ({"seed": 3}, {"horizontal_flip": True}, {"fractions": (0.5, 0.3, 0.2)}, {"path_column": "file"}):
+        with pytest.raises(ValueError, match=f"{next(iter(idle))} cannot be used"):
+            open_clips(saved, **idle)
+    with pytest.raises(ValueError, match="path_column cannot be used with a source that is no list"):
+        open_clips(folder, path_column="file")
+    with pytest.raises(ValueError, match="task name 'path' is taken"):
+        open_clips(folder, task="path")
+    (saved / "dataset.toml").write_text("name = ")
+    with pytest.raises(ValueError, match=r"dataset\.toml' is not the card of a saved table"):
+        open_clips(saved)
+
+
+def test_open_clips_saved_table_with_files_elsewhere_opens_when_asked(tmp_path: Path) -> None:
+    file = make_csv(tmp_path, path=[f"/far/{i}.mp4" for i in range(24)])
+    saved = open_clips(file, allow_outside_root=True).save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="leaves the table's root"):
+        open_clips(saved)
+    assert open_clips(saved, allow_outside_root=True).frame.path[0] == "/far/0.mp4"
+
+
+def test_open_clips_warns_of_what_looks_like_a_slip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "v/00.mp4")
+    for label, said in (
+        (["cat", "cat ", "dog"] * 8, "differ only by spaces or capitals: ['cat', 'cat ']"),
+        ([1.5, 2.5, "high"] * 8, "mixes 2 numbers with words such as 'high'"),
+    ):
+        caplog.clear()
+        assert len(open_clips(make_csv(tmp_path, label=label)).tasks[0].classes) == 3
+        assert said in caplog.text
+    caplog.clear()
+    open_clips(make_csv(tmp_path))
+    assert not caplog.records
+    (tmp_path / "v/00.mp4").unlink()
+    open_clips(make_csv(tmp_path))
+    assert "none of the first 24 files that the list names is there" in caplog.text
+    caplog.clear()
+    open_clips(touch(tmp_path / "classes", "a/1.mp4", "a/2.mp4", "b/3.mp4", "loose.mp4"))
+    assert "1 video file(s) that lie in no class folder, e.g. loose.mp4" in caplog.text
+
+
+def test_open_clips_names_the_separator_of_a_list_without_commas(tmp_path: Path) -> None:
+    (tmp_path / "clips.csv").write_text("path;label\na.mp4;cat\n")
+    with pytest.raises(ValueError, match="separated by ';'; save it with commas"):
+        open_clips(tmp_path / "clips.csv")
+
+
+def test_open_clips_true_and_false_are_binary_with_and_without_gaps(tmp_path: Path) -> None:
+    for label, first in (([True, False, True] * 8, 1.0), ([None, False, True] * 8, np.nan)):
+        for suffix in (".csv", ".parquet"):
+            table = open_clips(make_csv(tmp_path, suffix=suffix, label=label))
+            assert table.tasks == (Task("label", "binary"),)
+            np.testing.assert_array_equal(table.targets("label"), [first, 0, 1] * 8)
+
+
+def test_open_clips_folder_warns_of_a_group_of_a_file_that_is_not_there(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = write_groups(folder)
+    open_clips(folder, exclude=("junk",))  # its row is no mistake: the file is there
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    pd.concat([listed, listed.head(1).assign(path="wave/lost.mp4")]).to_csv(folder / "groups.csv", index=False)
+    open_clips(folder)
+    assert "1 row(s) name a file that is not there, e.g. wave/lost.mp4" in caplog.text
+
+
+def test_open_clips_takes_tasks_not_names_for_tasks(tmp_path: Path) -> None:
+    for given in (["label"], Task("label", "binary")):
+        with pytest.raises(TypeError, match="must be a list of Task; label_column takes the names"):
+            open_clips(make_csv(tmp_path), tasks=given)
 
 
 def test_open_clips_playground_asks_the_playground(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -354,3 +440,11 @@ def test_open_clips_egogestar_holds_sessions_out(clips_root: Path) -> None:
     assert not groups_across_splits(table) and table.info.horizontal_flip is False
     assert (pd.crosstab(table.frame.gesture, table.frame.split) >= 2).to_numpy().all()
     assert {"motion", "brightness"} <= set(table.frame.columns)
+
+
+def test_open_clips_tells_near_times_late_in_a_long_file_apart(tmp_path: Path) -> None:
+    starts = [36000 + i / 100 for i in range(24)]
+    table = open_clips(
+        make_csv(tmp_path, path=["v/00.mp4"] * 24, start_seconds=starts, room=range(24)), group_column="room"
+    )
+    assert table.frame.clip_id[1] == "v/00.mp4#36000.01-nan"

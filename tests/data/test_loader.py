@@ -200,6 +200,7 @@ def test_load_clips_never_returns_a_damaged_entry(
     table = table_of(videos)
     dict(load_clips(table, **HOW, cache_dir=tmp_path))
     monkeypatch.setattr(store_module, "_checked", {})  # as in a new process
+    monkeypatch.setattr(store_module, "_maps", {})
     for path in sorted((tmp_path / "clips").rglob("*.clip"))[:3]:
         raw = bytearray(path.read_bytes())
         if damage == "remove":
@@ -367,8 +368,92 @@ def test_two_processes_fill_one_store_and_one_is_killed_again_and_again(
 
     monkeypatch.setattr(GuardedPool, "submit", forbidden)
     monkeypatch.setattr(store_module, "_checked", {})
+    monkeypatch.setattr(store_module, "_maps", {})
     rows = 0
     for row, clip in load_clips(table, **HOW, cache_dir=store):
         np.testing.assert_array_equal(clip, fresh(videos, f"{row % 12:02}.mp4"))
         rows += 1
     assert rows == 60 == len(list(store.rglob("*.clip")))
+
+
+def test_load_clips_gives_rows_of_equal_bytes_arrays_of_their_own(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_CACHE_GB", "0")  # so that they come through the pipe, once
+    expected = fresh(videos, "03.mp4")
+    for _, clip in load_clips(table_of(videos), **HOW, order=[3, 3, 3], cache_dir=tmp_path, workers=1):
+        assert isinstance(clip, np.ndarray)
+        np.testing.assert_array_equal(clip, expected)
+        clip[:] = 0  # what a caller does to its clip is its own affair
+
+
+def test_load_clips_learns_nothing_from_a_file_that_changes_while_it_is_read(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "videos"
+    shutil.copytree(videos, folder)
+    names, original = ["00.mp4", "01.mp4", "02.mp4"], GuardedPool.submit
+
+    def changed_first(self: GuardedPool, function: Any, item: Any) -> Any:
+        path = Path(item["reading"]["path"])
+        if path.name == "00.mp4":
+            path.rename(folder / "away")
+        if path.name == "01.mp4":
+            os.utime(path, (1.1e9, 1.1e9))
+        return original(self, function, item)
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(GuardedPool, "submit", changed_first)
+        first = dict(load_clips(table_of(folder, names), **HOW, cache_dir=tmp_path / "c", workers=1))
+    assert isinstance(first[0], ClipDecodeError) and not caplog.text
+    (folder / "away").rename(folder / "00.mp4")
+    for row, clip in load_clips(table_of(folder, names), **HOW, cache_dir=tmp_path / "c", workers=1):
+        np.testing.assert_array_equal(clip, fresh(folder, names[row]))
+
+
+def test_load_clips_works_on_in_another_working_folder(
+    videos: Path, tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(videos.parent)
+    where = os.path.relpath(tmp_path)
+    clips = load_clips(table_of(Path(videos.name)), **HOW, cache_dir=where, order=[*range(12)] * 10)
+    seen = [next(clips)]
+    monkeypatch.chdir(tmp_path.parent)
+    seen += clips
+    for row, clip in seen:
+        np.testing.assert_array_equal(clip, fresh(videos, f"{row:02}.mp4"))
+    assert len(seen) == 120 and len(decoded) == len(list(tmp_path.rglob("*.clip"))) == 12
+
+
+def test_load_clips_without_a_cache_needs_no_home(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("WORKBENCH_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    ((_, clip),) = load_clips(table_of(videos), **HOW, order=[0], cache=False, workers=1)
+    np.testing.assert_array_equal(clip, fresh(videos, "00.mp4"))
+
+
+def test_load_clips_of_native_size_does_not_list_the_store_for_every_clip(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listings: list[int] = []
+    original = Store.make_room
+
+    def counted(self: Store, wanted: int) -> int:
+        listings.append(wanted)
+        return original(self, wanted)
+
+    monkeypatch.setattr(Store, "make_room", counted)
+    assert len(list(load_clips(table_of(videos), num_frames=4, size_px=None, cache_dir=tmp_path, workers=1))) == 12
+    assert len(listings) == 1
+
+
+def test_key_of_numpy_numbers_is_that_of_python_s(videos: Path) -> None:
+    table = table_of(videos)
+    plain, numpy = (
+        Rows(table, Reading(num_frames=kind(4), size_px=kind(32), sampling="fps", fps=number(5)))
+        for kind, number in ((int, float), (np.int64, np.float64))
+    )
+    assert plain.key(0, "x") == numpy.key(0, "x")

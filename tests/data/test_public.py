@@ -216,3 +216,30 @@ def test_konvid1k_is_a_regression_split_at_random(tmp_path: Path) -> None:
     assert table.quarantine.path.tolist() == [f"KoNViD_1k_videos/{ids[19]}.mp4"]
     alone = open_clips(root / "KoNViD_1k_metadata" / "KoNViD_1k_attributes.csv", root=root)
     assert alone.fingerprint() == table.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("u/classInd.txt", "1 Run\nWalk\n", "classInd.txt': 'Walk' should be 2 fields"),
+        ("k/train.csv", "label,youtube_id,time_start,time_end\nrun,a,soon,2\n", "time_start must be numbers.*soon"),
+        ("k/train.csv", "label,youtube_id,time_start,time_end\n,a,1,2\nrun,b,1,2\n", "without a label or a youtube_id"),
+        ("s/train.json", '[{"id": "1"}]', "train.json': every clip needs an id and a template"),
+        ("s/train.json", '[{"id":', "train.json' is not JSON"),
+        ("n/KoNViD_1k_mos.csv", "flickr_id,MOS\n1,good\n", "MOS must be numbers; found 'good'"),
+        ("h/run_test_split1.txt", "a.avi\n", "run_test_split1.txt': 'a.avi' should be 2 fields"),
+    ],
+)
+def test_public_layout_names_the_list_that_is_damaged(tmp_path: Path, name: str, text: str, message: str) -> None:
+    for other, whole in (
+        ("u/trainlist01.txt", "Run/a.avi 1\n"), ("u/testlist01.txt", "Run/b.avi\n"), ("s/labels.json", '{"Run": "0"}'),
+        ("s/validation.json", "[]"), (name, text),
+    ):  # fmt: skip
+        write(tmp_path, other, whole)
+    with pytest.raises(ValueError, match=message):
+        open_clips(tmp_path / name.partition("/")[0])
+
+
+def test_public_layout_has_no_fold_zero(ucf101: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"trainlist00\.txt"):
+        open_clips(ucf101, fold=0)

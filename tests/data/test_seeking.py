@@ -1,5 +1,6 @@
 """Where decoding starts, by hand; and the fast way against the slow one on real odd files."""
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,6 +82,42 @@ def test_stretches_start_at_the_last_key_frame_before_a_far_frame_only() -> None
 def test_stretches_start_with_the_file_when_the_first_frame_is_no_key_frame() -> None:
     video = scan(list(range(10, 60)), [(14, 8), (40, 38)])
     assert stretches(video, np.array([1])) == [Stretch(14, 8, False, frozenset({11}))]
+
+
+class Tape:
+    """A container of 60 packets, each a frame, every 30th a key frame; ``skips``: what the decoder was told at each."""
+
+    def __init__(self, *, honest: bool = True) -> None:
+        self.skips: dict[int, str] = {}
+        self.context = SimpleNamespace(is_open=False, skip_frame="", thread_count=0, decode=lambda _: [])
+        self.streams = SimpleNamespace(best=lambda _: SimpleNamespace(codec_context=self.context))
+        self.start, self.honest = 0, honest
+
+    def seek(self, position: int, **_: object) -> None:
+        self.start = position // 30 * 30
+
+    def demux(self, _: object) -> Iterator[SimpleNamespace]:
+        for i in range(self.start, 60):
+            yield SimpleNamespace(pts=i, dts=i, size=1, decode=lambda i=i: self.decode(i))
+
+    def decode(self, i: int) -> list[SimpleNamespace]:
+        self.skips[i] = self.context.skip_frame
+        return [SimpleNamespace(pts=i, key_frame=i % 30 == 0 and self.honest, is_corrupt=False, width=320, height=240)]
+
+
+def test_by_time_doubts_a_run_that_does_not_begin_with_its_key_frame() -> None:
+    video = scan(list(range(60)), [(0, 0), (30, 30)])
+    assert seeking.by_time(Tape(), video, np.array([40, 42]), lambda frame, size: frame.pts) == [40, 42]
+    with pytest.raises(seeking.DoubtError, match="does not begin with the key frame"):
+        seeking.by_time(Tape(honest=False), video, np.array([40, 42]), lambda frame, size: frame.pts)
+
+
+def test_by_time_decodes_unreferenced_frames_only_where_wanted_or_right_after() -> None:
+    # Right after a wanted frame may come its second field.
+    tape = Tape()
+    seeking.by_time(tape, scan(list(range(60)), [(0, 0), (30, 30)]), np.array([33, 36]), lambda frame, size: frame.pts)
+    assert [i for i, skip in tape.skips.items() if skip == "DEFAULT"] == [33, 34, 36, 37]
+    assert list(tape.skips) == list(range(30, 38)) and tape.skips[35] == "NONREF"
 
 
 @pytest.mark.realdata

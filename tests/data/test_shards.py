@@ -239,3 +239,10 @@ def test_shard_files_expands_braces_globs_and_folders(tmp_path: Path) -> None:
         ("", ["x-08.tar", "x-09.tar", "x-10.tar", "y.tar"]),
     ):  # fmt: skip
         assert [p.name for p in shard_files(tmp_path / source)] == names
+
+
+def test_write_shards_refuses_the_folder_of_the_clips_themselves(tmp_path: Path) -> None:
+    table = make_table(tmp_path / "files")
+    with pytest.raises(FileExistsError, match="holds the clips themselves"):
+        write_shards(table, tmp_path / "files", progress=False)
+    assert sorted(p.name for p in (tmp_path / "files").iterdir()) == ["v"]

@@ -1,5 +1,6 @@
 """An entry is whole, right and bounded, or it is not there."""
 
+import hashlib
 import logging
 import os
 import time
@@ -25,6 +26,7 @@ def clip() -> np.ndarray:
 def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """No entry has been checked yet."""
     monkeypatch.setattr(store_module, "_checked", {})
+    monkeypatch.setattr(store_module, "_maps", {})
 
 
 def aged(store: Store, key: str, seconds: float) -> None:
@@ -182,3 +184,55 @@ def test_limit_bytes_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("WORKBENCH_CACHE_GB", odd)
         with pytest.raises(ValueError, match="WORKBENCH_CACHE_GB"):
             limit_bytes()
+
+
+def test_read_remembers_a_bounded_number_of_checked_entries(
+    tmp_path: Path, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_checked", {})
+    monkeypatch.setattr(store_module, "_maps", {})
+    monkeypatch.setattr(store_module, "_CHECKED_ENTRIES", 3)
+    store = Store(tmp_path)
+    for i in range(8):
+        key = f"{i:064x}"
+        store.write(key, clip)
+        np.testing.assert_array_equal(store.read(key), clip)
+        assert len(store_module._checked) <= 3
+
+
+def test_read_keeps_what_is_read_again_mapped_and_sees_every_change(tmp_path, monkeypatch) -> None:
+    store, key = Store(tmp_path), hashlib.sha256(b"mapped").hexdigest()
+    clip = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 8, 3)).astype(np.uint8)
+    store.write(key, clip)
+    path, before = store.path(key), store_module._mapped_bytes
+    for times in range(4):  # read, read and mapped, copied from the map twice
+        assert np.array_equal(store.read(key), clip)
+        assert (path in store_module._maps) == (times > 0)
+    assert store_module._mapped_bytes == before + entry_bytes(clip.shape)
+    with monkeypatch.context() as patched:
+        patched.setattr(store_module, "_fill", None)  # a mapped entry is not read from the file again
+        out = np.zeros_like(clip)
+        assert store.read(key, out) is out and (out == clip).all()
+        out[:] = 0  # the copy is the caller's own
+        assert np.array_equal(store.read(key), clip)
+        with pytest.raises(ValueError, match="C-contiguous uint8"):
+            store.read(key, np.zeros((1, 4), np.uint8))
+    store.write(key, 255 - clip)  # another file under the same name
+    assert np.array_equal(store.read(key), 255 - clip)
+    assert np.array_equal(store.read(key), 255 - clip)
+    with open(path, "r+b") as file:
+        file.truncate(100)
+    assert store.read(key) is None
+    assert store.read(key) is None and store_module._mapped_bytes == before
+
+
+def test_read_maps_no_more_than_its_share(tmp_path, monkeypatch) -> None:
+    store = Store(tmp_path)
+    clip = np.zeros((1, 4, 8, 8, 3), np.uint8)
+    keys = [hashlib.sha256(bytes([i])).hexdigest() for i in range(5)]
+    for key in keys:
+        store.write(key, clip)
+    monkeypatch.setattr(store_module, "_MAPPED_BYTES", store_module._mapped_bytes + 2 * entry_bytes(clip.shape))
+    for _ in range(3):
+        assert all(np.array_equal(store.read(key), clip) for key in keys)
+    assert [store.path(key) in store_module._maps for key in keys] == [True, True, False, False, False]

@@ -230,3 +230,11 @@ def test_fingerprint_of_a_long_table_keeps_memory_bounded_and_equals_the_whole_t
         assert tracemalloc.get_traced_memory()[1] < 60e6
     finally:
         tracemalloc.stop()
+
+
+def test_clip_table_names_rows_without_an_id_and_subscripts_it_does_not_take() -> None:
+    with pytest.raises(ValueError, match=r"1 row\(s\) of the clip table have no clip_id"):
+        make_table(clip_id=["a", "b", "c", None])
+    for wrong in (3, "train"):
+        with pytest.raises(TypeError, match="give a slice"):
+            make_table()[wrong]

@@ -9,8 +9,11 @@ from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification,
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
 from tests.models.conftest import MEAN, STD, save_checkpoint, tiny_config
+from tests.models.test_preprocess import RECORDS
 from workbench.models import backbones
 from workbench.models.backbones import Tokens, load_backbone, to_pixel_values
+from workbench.models.hub import preprocessing_record
+from workbench.models.preprocess import Preprocessing
 
 
 def hooks_of(module):
@@ -230,8 +233,8 @@ def test_load_backbone_hub_failure_is_one_readable_line(monkeypatch):
 
 
 def test_load_backbone_other_family_is_named(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "vivit"}')
-    with pytest.raises(ValueError, match="'vivit'.*videomae"):
+    (tmp_path / "config.json").write_text('{"model_type": "swin"}')
+    with pytest.raises(ValueError, match="'swin'.*videomae.*vivit"):
         load_backbone(tmp_path)
 
 
@@ -249,3 +252,14 @@ def test_prepare_stays_close_to_the_clip_range(backbone):
     white = np.full((1, 8, 32, 32, 3), 255, np.uint8)
     expected = [(1 - m) / s for m, s in zip(MEAN, STD, strict=True)]
     assert backbone.prepare(white)[0, 0, :, 0, 0].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_preprocessing_record_reads_back_the_same(name):
+    """Also where one is subtracted after scaling, where a size stretches, and where nothing is cut."""
+    for changes in ({}, {"size": {"height": 40, "width": 48}}, {"do_resize": False}, {"do_center_crop": False}):
+        steps = Preprocessing.from_record(RECORDS[name] | changes).for_model(32)
+        again = Preprocessing.from_record(preprocessing_record(steps))
+        frames = torch.randint(0, 256, (1, 1, 61, 83, 3), dtype=torch.uint8)
+        assert torch.equal(again.pixel_values(frames), steps.pixel_values(frames))
+        assert again.short_side(32) == steps.short_side(32)

@@ -215,6 +215,8 @@ def test_fine_tune_names_a_split_that_is_missing(tiny_checkpoint, tiny_table, ru
     no_val = tiny_table[(tiny_table.frame.split != "val").to_numpy()]
     with pytest.raises(ValueError, match="has no val clips to watch the training by"):
         fine_tune(setup_for(tiny_checkpoint), no_val, runs_dir=runs_dir, **QUIET)
+    with pytest.raises(ValueError, match="has no train clips to train on"):
+        fine_tune(setup_for(tiny_checkpoint), tiny_table.test, runs_dir=runs_dir, **QUIET)
 
 
 def test_fine_tune_counts_what_it_could_not_decode(tiny_checkpoint, tiny_table, runs_dir: Path, tmp_path) -> None:
@@ -248,6 +250,50 @@ def test_predict_answers_file_by_file_and_says_why_not(full_run: Run, tiny_table
         predict(full_run, tmp_path / "absent.mp4")
 
 
+def test_predict_table_numbers_labels_as_the_run_does(full_run: Run, tiny_table) -> None:
+    from workbench.data.tables import Task
+    from workbench.training.predict import predict_table
+
+    def scored(task: Task, **columns: object) -> pd.DataFrame:
+        test = tiny_table.test.head(4)
+        table = test._with(test.frame.assign(**columns), tasks=[task])
+        return predict_table(full_run, table, device="cpu", workers=1).query("task == 'direction'")
+
+    usual = scored(Task("direction", "multiclass", ("left", "right")))
+    turned = scored(Task("direction", "multiclass", ("right", "left")))
+    assert usual.target.tolist() == turned.target.tolist() == tiny_table.test.head(4).targets("direction").tolist()
+    with pytest.raises(ValueError, match=r"unknown label\(s\) \['up'\]; it knows \('left', 'right'\)"):
+        scored(Task("direction", "multiclass", ("left", "right", "up")), direction=["left", "right", "up", "up"])
+    with pytest.raises(ValueError, match="multiclass .* in the run but regression"):
+        scored(Task("direction", "regression"), direction=1.0)
+
+
+def test_fine_tune_warns_of_labels_that_only_some_splits_have(
+    tiny_checkpoint, tiny_table, runs_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = tiny_table.frame.assign(direction=tiny_table.frame.direction.where(tiny_table.frame.split != "val"))
+    frame.loc[frame.split == "train", "direction"] = "left"
+    table = tiny_table._with(frame).with_tasks(["direction"])
+    fine_tune(setup_for(tiny_checkpoint, strategy="linear", epochs=1, tasks=()), table, runs_dir=runs_dir, **QUIET)
+    assert "no val clip has a label for task 'direction'" in caplog.text
+    assert "no train clip of right of task 'direction'" in caplog.text
+
+
+def test_predict_reads_through_shards_as_from_files(full_run: Run, tiny_table, tmp_path: Path) -> None:
+    from workbench.data.sources.shards import write_shards
+
+    shards = write_shards(tiny_table.test.head(2), tmp_path / "shards", progress=False)
+    files = [tiny_table.root / path for path in shards.frame.source_path]
+    inside = predict(full_run, shards.files(), device="cpu", workers=1)
+    pd.testing.assert_frame_equal(
+        inside.drop(columns="path"), predict(full_run, files, device="cpu", workers=1).drop(columns="path")
+    )
+    with pytest.raises(FileNotFoundError, match="no such file: .*9.mp4"):
+        predict(full_run, shards.files()[0].parent / "9.mp4")
+    with pytest.raises(FileNotFoundError, match="a folder; name the files in it"):
+        predict(full_run, tmp_path)
+
+
 def test_predict_of_only_unreadable_files_has_only_reasons(full_run: Run, tmp_path: Path) -> None:
     bad = tmp_path / "zero.mp4"
     bad.write_bytes(b"")
@@ -258,6 +304,27 @@ def test_predict_of_only_unreadable_files_has_only_reasons(full_run: Run, tmp_pa
 def test_make_accelerator_names_the_way_to_another_gpu() -> None:
     with pytest.raises(ValueError, match="set CUDA_VISIBLE_DEVICES=1"):
         make_accelerator(Setup(), torch.device("cuda:1"))
+
+
+def test_sweep_calls_a_run_what_it_was_called(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
+    options: dict[str, Any] = {"runs_dir": runs_dir, "backbone": tiny_checkpoint, "epochs": 1}
+    runs = sweep(tiny_table, ["lora", "partial:1"], **options, **QUIET)
+    assert list(runs) == ["lora", "partial:1"]
+    assert runs["lora"].setup.strategy == "lora:8"
+    plain = sweep(tiny_table, ["linear"], **options, **QUIET)["linear"]
+    # The same backbone, whatever lies beside its weights.
+    assert runs["lora"].record["backbone_fingerprint"] == plain.record["backbone_fingerprint"]
+
+
+def test_fine_tune_at_another_geometry_than_the_checkpoints(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
+    setup = setup_for(tiny_checkpoint, strategy="linear", num_frames=4, size_px=48, epochs=1)
+    run = fine_tune(setup, tiny_table, runs_dir=runs_dir, **QUIET)
+    assert (run.protocol.num_frames, run.protocol.size_px) == (4, 48)
+    model = load_run(run.folder).model()
+    assert model.backbone.grid == (1, 6, 6)
+    said = predict_table(run, tiny_table, split="test", device="cpu").reset_index(drop=True)
+    stored = run.predictions.query("split == 'test'").reset_index(drop=True)
+    assert np.allclose(said.prediction, stored.prediction, atol=1e-5)
 
 
 def test_sweep_names_runs_and_refuses_twins(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:

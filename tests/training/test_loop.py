@@ -123,6 +123,15 @@ def test_train_with_everything_on_resumes_to_the_bit(
     assert any(not torch.equal(plain[name], whole[name]) for name in whole)
 
 
+def test_train_seeds_dropout_for_every_batch_anew(
+    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    spied(monkeypatch, lambda outputs, _: seeds.append(torch.initial_seed() if outputs["side"].requires_grad else 0))
+    train(tiny_checkpoint, tmp_path)
+    assert seeds == [loop._mixed(0, 0, b) for b in range(3)] + [0] + [loop._mixed(0, 1, b) for b in range(3)] + [0]
+
+
 def test_train_interpolates_values_only_where_asked(
     tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -33,13 +33,18 @@ def test_setup_fingerprint_changes_with_every_field() -> None:
     ("field", "value", "message"),
     [
         ("strategy", "magic", "strategy='magic' is not known; use one of scratch, linear"),
-        ("epochs", 0, "epochs=0 must be at least 1"),
+        ("epochs", 0, "epochs=0 must be a whole number of at least 1"),
         ("lr", -1.0, "lr=-1.0 must lie between 0 and 10"),
         ("warmup", 1.5, "warmup=1.5 must lie between 0 and 1"),
         ("precision", "fp8", "precision='fp8' is not one of"),
         ("sampling", "random", "sampling='random' is not one of uniform, dense, fps, single"),
         ("patience", -1, "patience=-1"),
-        ("rand_augment", -1, "rand_augment=-1 must be 0"),
+        ("rand_augment", -1, "rand_augment=-1 must be a whole number of at least 0"),
+        ("epochs", 1.5, "epochs=1.5 must be a whole number"),
+        ("batch_size", "16", "batch_size='16' must be a whole number"),
+        ("seed", -1, "seed=-1 must be a whole number of at least 0"),
+        ("lr", "fast", "lr='fast' must lie between 0 and 10"),
+        ("decoder", "opencv", "decoder='opencv' is not one of auto, decord, pyav, torchcodec"),
         ("magnitude", 11.0, "magnitude=11.0 must lie between 0 and 10"),
         ("erasing", 1.5, "erasing=1.5 must lie between 0 and 1"),
         ("mixup", -0.1, "mixup=-0.1 must lie between 0 and 100"),
@@ -71,3 +76,7 @@ def test_setup_rates_are_the_strategys_unless_given() -> None:
     assert Setup(strategy="linear").rates[0] == 0.0
     assert Setup(strategy="full", lr=1e-5).rates[0] == 1e-5
     assert Setup(strategy="full", lr=1e-5).rates[1] == Setup(strategy="full").rates[1]
+
+
+def test_setup_takes_one_task_by_its_name() -> None:
+    assert Setup(tasks="action").tasks == ("action",)

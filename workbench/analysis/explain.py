@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from captum.attr import LayerIntegratedGradients
 from scipy.ndimage import gaussian_filter
 from torch import nn
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 from workbench.analysis.maps import Maps
 from workbench.data.tables import ClipTable, Task
 from workbench.models.tml import TML
+from workbench.models.tokens import dense_attentions
 from workbench.training.predict import decode_for, pick_device
 
 log = logging.getLogger(__name__)
@@ -220,20 +222,28 @@ def _outputs(model: TML, pixel_values: torch.Tensor, task: str) -> torch.Tensor:
 
 @torch.no_grad()
 def _attention(model: TML, task: Task, pixel_values: torch.Tensor, method: str) -> np.ndarray:
-    """(B, N) for rollout, (B, L, A, N) for attention; sums to 1 over N."""
+    """(B, N) for rollout, (B, L, A, N) for attention; sums to 1 over N.
+
+    Prefix tokens (CLS) belong to no place: what flows to them is left out, and the rest scaled to sum to 1. L counts
+    softmaxes: a family that divides attention has two to a block, time and space.
+    """
     backbone, found = model.backbone, []
     per_clip = 4 * len(backbone.blocks) * backbone.num_heads * math.prod(backbone.grid) ** 2  # bytes
     for chunk in pixel_values.split(max(1, ATTENTION_BYTES // per_clip)):
-        tokens, attentions = backbone.forward_with_attention(chunk)  # L times (B, A, N, N)
+        tokens, seen = backbone.forward_with_attention(chunk)
+        attentions = dense_attentions(seen)  # L times (B, A, P + N, P + N)
         b, n, _ = tokens.tokens.shape
         if model.head_kind == "query":
             reading = model.forward_tokens_with_attention(tokens)[1][task.name]  # (B, N)
         else:
             reading = torch.full((b, n), 1 / n, device=chunk.device)  # (B, N): a mean reads every token alike
+        prefix = attentions[0].shape[-1] - n
+        reading = F.pad(reading, (prefix, 0))
         if method == "rollout":
-            found.append(torch.einsum("bi,bij->bj", reading, rollout(attentions)))  # (B, N)
+            read = torch.einsum("bi,bij->bj", reading, rollout(attentions))  # (B, P + N)
         else:
-            found.append(torch.stack([torch.einsum("bi,baij->baj", reading, a) for a in attentions], 1))  # (B, L, A, N)
+            read = torch.stack([torch.einsum("bi,baij->baj", reading, a) for a in attentions], 1)  # (B, L, A, P + N)
+        found.append(read[..., prefix:] / read[..., prefix:].sum(-1, keepdim=True) if prefix else read)
     return torch.cat(found).cpu().numpy()
 
 
@@ -249,4 +259,5 @@ def _integrated_gradients(
         baseline_pixels(pixel_values, black, baseline), indices, first_steps=steps,
         internal_batch_size=max(1, GRADIENT_TOKENS // math.prod(backbone.grid)), progress=progress,
     )  # fmt: skip
-    return attributions.sum(-1).cpu().numpy(), error, used  # (B, N, D) -> (B, N)
+    places = backbone.tokens_of(attributions).tokens  # without what CLS tokens got
+    return places.sum(-1).cpu().numpy(), error, used  # (B, N, D) -> (B, N)

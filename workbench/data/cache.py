@@ -1,7 +1,9 @@
 """Decode a table once: an array of uint8 clips that lies in the store, found again by what the files contain."""
 
 import logging
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from workbench.data.loading.reading import Reading
 from workbench.data.tables import SPLITS, ClipTable
 
 log = logging.getLogger(__name__)
+_again = threading.Lock()  # a loader streams for one thread at a time
 
 
 class ClipArray:
@@ -99,11 +102,13 @@ class ClipArray:
         ]  # fmt: skip
         if absent:
             rows_again = [int(self._rows[places[j]]) for j in absent]
-            stream = self._loader.stream(rows_again)
-            for j, (_, key, clip) in zip(absent, stream, strict=True):
-                views[j] = self._good(places[j], key, clip)
-            if not self._loader.reads_through:
-                self._loader.close()
+            with _again, closing(self._loader.stream(rows_again)) as stream:
+                try:
+                    for j, (_, key, clip) in zip(absent, stream, strict=True):
+                        views[j] = self._good(places[j], key, clip)
+                finally:
+                    if not self._loader.reads_through:
+                        self._loader.close()
         return out
 
     def _good(self, i: int, key: str | None, clip: np.ndarray | Exception | None) -> np.ndarray:
@@ -188,7 +193,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, ClipDecodeError):
         return error.reason + (f" ({error.hint})" if error.hint else "")
     if isinstance(error, ShortClipError):
-        return f"{error}"
+        return error.reason  # without the path, which a quarantine names by itself
     if isinstance(error, ItemTimeoutError | ItemCrashError):
         return f"{error}; the decoder hangs or crashes on this file"
     raise error

@@ -107,7 +107,7 @@ def read_views(
         try:
             indices = first + policy.indices(video.scan.times[first:last])
         except ShortClipError as error:
-            raise ShortClipError(f"{video.path}: {error}") from error
+            raise ShortClipError(error.reason, video.path) from error
         wanted, inverse = np.unique(indices, return_inverse=True)
         frames = np.array(video.frames(wanted, name, squares))
     # (wanted, crops, H, W, 3) -> (num_clips, T, crops, H, W, 3) -> (num_clips * crops, T, H, W, 3)

@@ -28,10 +28,18 @@ def concat(tables: Sequence[ClipTable], *, name: str | None = None, allow_leak: 
     tables = list(tables)
     if not tables:
         raise ValueError("concat needs at least one table")
+    if odd := [type(t).__name__ for t in tables if not isinstance(t, ClipTable)]:
+        raise TypeError(f"concat takes clip tables, not {odd[0]}; open_clips makes one")
     names = _set_names(tables)
     tasks = _tasks(tables)
     root, paths = _paths(tables)
     ids = _told_apart([pd.concat([t.frame.clip_id, t.quarantine.clip_id]).astype(str) for t in tables], names)
+    given = pd.concat([i[: len(t)] for i, t in zip(ids, tables, strict=True)])
+    if given.duplicated().any():
+        raise ValueError(
+            f"{int(given.duplicated().sum())} clip(s) lie in more than one part of a set, e.g. "
+            f"{given[given.duplicated()].iloc[0]!r}: clip_id must be unique; join parts that share no clip"
+        )
     groups = _groups([t.frame.group for t in tables], paths, names)
     parts, gone = [], []
     for i, table in enumerate(tables):

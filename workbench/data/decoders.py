@@ -71,7 +71,10 @@ class Video:
 
     def source(self) -> Any:
         """The file's name, or for a tar member its bytes as a file object."""
-        return self.path if self.span is None else io.BytesIO(read_span(self.span))
+        try:
+            return self.path if self.span is None else io.BytesIO(read_span(self.span))
+        except OSError as error:
+            raise ClipDecodeError(self.path, str(error), "its tar changed or cannot be read") from error
 
 
 def decoder_name(decoder: str = "auto") -> str:
@@ -139,9 +142,8 @@ def opened(path: str | Path, decoder: str) -> Iterator[Video]:
     clips of a long video cost no further pass through it. Raises :class:`ClipDecodeError`.
     """
     name = os.path.abspath(path)  # never a bare name, which FFmpeg might take for a protocol ("concat:...")
-    span = _checked(name)
-    state = os.stat(span.file if span else name)
-    key = (name, span, state.st_size, state.st_mtime_ns)
+    span, state = _checked(name)
+    key = (name, span, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     scan = _scans.get(key)
     if scan is not None and decoder != "pyav":
         yield Video(name, span, scan)
@@ -159,8 +161,8 @@ def opened(path: str | Path, decoder: str) -> Iterator[Video]:
         container.close()
 
 
-def _checked(path: str) -> Span | None:
-    """Refuse what is no video before a decoder sees it; the span of a tar member."""
+def _checked(path: str) -> tuple[Span | None, os.stat_result]:
+    """Refuse what is no video before a decoder sees it; the span of a tar member, and the state of the file."""
     try:
         span = None if os.path.exists(path) else locate(path)
     except (OSError, ValueError) as error:
@@ -169,17 +171,18 @@ def _checked(path: str) -> Span | None:
         raise ClipDecodeError(path, "the file does not exist", "check the path and the table's root")
     if span is None and not os.path.isfile(path):
         raise ClipDecodeError(path, "not a file")
-    if (span.size if span else os.path.getsize(path)) == 0:
-        raise ClipDecodeError(path, "the file is empty (0 bytes)", "copy or download it again")
     try:
         with open(span.file if span else path, "rb") as file:
+            state = os.fstat(file.fileno())
             file.seek(span.offset if span else 0)
             start = file.read(min(512, span.size) if span else 512)
     except OSError as error:
         raise ClipDecodeError(path, f"cannot be read: {error.strerror}", "check its permissions") from error
+    if not start:
+        raise ClipDecodeError(path, "the file is empty (0 bytes)", "copy or download it again")
     if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
         raise ClipDecodeError(path, "a text file, not a video", "it only has a video's name")
-    return span
+    return span, state
 
 
 @contextmanager
@@ -285,7 +288,7 @@ def _frames_torchcodec(video: Video, wanted: np.ndarray, each: Each) -> list[Any
     hint, times = "decoder='pyav' may read it", video.scan.times
     if not len(video.scan.keys):
         raise ClipDecodeError(video.path, "no timestamps that torchcodec could find its frames by", hint)
-    source = video.path if video.span is None else read_span(video.span)
+    source = video.path if video.span is None else video.source().getvalue()
     try:
         reader = VideoDecoder(source, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
         if reader.metadata.num_frames != len(times):

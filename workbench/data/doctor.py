@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.data.cache import reason_of
-from workbench.data.checks.duplicates import find_duplicates
+from workbench.data.checks.duplicates import find_duplicates, overlapping
 from workbench.data.checks.label_checks import class_counts, flip_checks, flip_warnings, label_warnings, some
 from workbench.data.checks.probing import inspect_file, read_both
 from workbench.data.checks.shortcuts import shortcut_alarms
@@ -59,9 +59,12 @@ class DoctorReport:
         return f"{self.table.info.name}: {len(self.files)} clips examined, {numbers}"
 
     def write_json(self, path: str | Path) -> Path:
-        """One object per row of ``files``: ``path``, ``verdict``, ``reason`` and the facts (null where unknown)."""
-        rows = self.files.astype(object).where(self.files.notna(), None).to_dict("records")
+        """One object per row of ``files`` and per clip quarantined before: path, verdict, reason and facts."""
+        before = self.table.quarantine[["path", "reason", "clip_id"]].assign(verdict="quarantined")
+        files = pd.concat([self.files, before[~before.clip_id.isin(self.files.clip_id)]], ignore_index=True)
+        rows = files.astype(object).where(files.notna(), None).to_dict("records")
         path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
             json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False, default=_plain), encoding="utf-8"
         )
@@ -71,8 +74,8 @@ class DoctorReport:
         odd = self.files[self.files.verdict != "ok"]
         lines = [self.headline()]
         lines += [f"  {row.verdict}: {row.path}: {row.reason}" for row in odd.itertuples()]
-        lines += [f"  ! {warning}" for warning in self.warnings]
-        return "\n".join([*lines, *(f"  - {note}" for note in self.notes)])
+        lines += [f"  ! {warning}" for warning in self.warnings] + [f"  - {note}" for note in self.notes]
+        return "\n".join(line.replace("\n", "\\n") for line in lines)  # a file's name may hold a line break
 
     def _repr_html_(self) -> str:
         odd = self.files.loc[self.files.verdict != "ok", ["verdict", "path", "reason"]]
@@ -114,20 +117,22 @@ def examine(
     """
     if num_frames < 1:
         raise ValueError(f"num_frames={num_frames} must be at least 1")
-    name = decoder_name(decoder)
+    if memory_gib is not None and not memory_gib > 0:
+        raise ValueError(f"memory_gib={memory_gib} must be above 0, or None for no cap")
+    names = _decoders(table, decoder)
     surveys, contents, failures = _survey(table, also, workers, time_limit_seconds, memory_gib, progress)
-    readings = _read(table, surveys, name, num_frames, cross_check, workers, time_limit_seconds, memory_gib, progress)
+    readings = _read(table, surveys, names, num_frames, cross_check, workers, time_limit_seconds, memory_gib, progress)
     frame = table.frame
     rows: list[dict[str, Any]] = []
     signatures: dict[str, np.ndarray] = {}
     for row, (path, clip_id) in enumerate(zip(frame.path, frame.clip_id, strict=True)):
         survey = surveys.get(path)
-        judged = _judge(survey, failures.get(path), readings.get(row), num_frames, name)
+        judged = _judge(survey, failures.get(path), readings.get(row), num_frames, names[row])
         rows.append({"path": path, **judged, "clip_id": clip_id, "content": contents.get(path)})
         if survey is not None and judged["verdict"] != "quarantined":
             signatures[path] = survey.signature
     for path in map(str, also):
-        rows.append({"path": path, **_judge(surveys.get(path), failures.get(path), None, 1, name), "clip_id": None})
+        rows.append({"path": path, **_judge(surveys.get(path), failures.get(path), None, 1, decoder), "clip_id": None})
     columns = ["path", "verdict", "reason", "clip_id", "content"]
     files = pd.DataFrame(rows, columns=None if rows else columns)
     return _report(table, files, signatures)
@@ -169,6 +174,8 @@ def _survey(
 def _why(error: Exception, memory_gib: float | None) -> str:
     if isinstance(error, MemoryError):
         return f"decoding needs more than {memory_gib} GiB of memory; if that is meant to be, raise memory_gib"
+    if isinstance(error, ImportError):  # no fault of the file
+        raise ValueError(f"a decoder cannot be loaded, with memory_gib={memory_gib}: {error}") from error
     try:
         return reason_of(error)
     except Exception as unforeseen:
@@ -177,18 +184,18 @@ def _why(error: Exception, memory_gib: float | None) -> str:
 
 
 def _read(
-    table: ClipTable, surveys: dict[str, Survey], decoder: str, num_frames: int, cross_check: bool, workers: int,
+    table: ClipTable, surveys: dict[str, Survey], names: list[str], num_frames: int, cross_check: bool, workers: int,
     limit: float, memory_gib: float | None, progress: bool,
 ) -> dict[int, Any]:  # fmt: skip
     """By row: what :func:`read_both` found, or the exception that it cost; only of files that decode as a whole."""
     frame = table.frame
     rows = [i for i, path in enumerate(frame.path) if path in surveys and not surveys[path].cover]
 
-    def run(rows: list[int], decoder: str) -> dict[int, Any]:
+    def run(rows: list[int], names: list[str]) -> dict[int, Any]:
         items = [
             {
                 "path": str(table.root / frame.path[i]), "start_seconds": float(frame.start_seconds[i]),
-                "end_seconds": float(frame.end_seconds[i]), "num_frames": num_frames, "decoder": decoder,
+                "end_seconds": float(frame.end_seconds[i]), "num_frames": num_frames, "decoder": names[i],
                 "cross_check": cross_check, "memory_gib": memory_gib,
             }
             for i in rows
@@ -197,12 +204,12 @@ def _read(
         outcomes = run_guarded(read_both, items, workers=workers, time_limit_seconds=limit, progress=title)
         return dict(zip(rows, outcomes, strict=True))
 
-    found = run(rows, decoder)
+    found = run(rows, names)
     fatal = (ItemTimeoutError, ItemCrashError, MemoryError)
-    lost = {i: outcome for i, outcome in found.items() if isinstance(outcome, fatal)}
-    if lost and decoder != "pyav":  # what hung or crashed may have been the decoder: PyAV alone decides
-        for i, outcome in run(list(lost), "pyav").items():
-            problem = f"{decoder} hangs or crashes on it ({_why(lost[i], memory_gib)})"
+    lost = {i: outcome for i, outcome in found.items() if isinstance(outcome, fatal) and names[i] != "pyav"}
+    if lost:  # what hung or crashed may have been the decoder: PyAV alone decides
+        for i, outcome in run(list(lost), ["pyav"] * len(names)).items():
+            problem = f"{names[i]} hangs or crashes on it ({_why(lost[i], memory_gib)})"
             found[i] = outcome if isinstance(outcome, Exception) else outcome | {"problem": problem}
     for i, outcome in found.items():
         if isinstance(outcome, Exception):
@@ -210,6 +217,15 @@ def _read(
         else:
             outcome["seconds"] = _shown(surveys[frame.path[i]], frame.start_seconds[i], frame.end_seconds[i])
     return found
+
+
+def _decoders(table: ClipTable, decoder: str) -> list[str]:
+    """By row: what will read it, the table's own choice first. Raises ValueError for a decoder that is not there."""
+    usual = decoder_name(decoder)
+    if "decoder" not in table.frame:
+        return [usual] * len(table)
+    given = {str(d): usual if d == "auto" else decoder_name(d) for d in table.frame.decoder.dropna().unique()}
+    return [usual if pd.isna(own) else given[own] for own in table.frame.decoder]
 
 
 def _shown(survey: Survey, start: float, end: float) -> float:
@@ -241,7 +257,7 @@ def _report(table: ClipTable, files: pd.DataFrame, signatures: dict[str, np.ndar
     cover = clips.cover.eq(True) if "cover" in clips else pd.Series(False, clips.index)
     out = clips[(clips.verdict == "quarantined") | cover]
     for path, reason in zip(out.path, out.reason, strict=True):
-        log.warning("left out %s: %s", path, reason)
+        log.debug("left out %s: %s", path, reason)  # the report says it
     cleaned = table.with_quarantine(out) if len(out) else table
     kept = clips[~clips.index.isin(out.index)].reset_index(drop=True)
     if "decoder" in kept and kept.decoder.notna().any():
@@ -302,26 +318,10 @@ def _leak_warnings(table: ClipTable, leaks: pd.DataFrame, duplicates: pd.DataFra
             warnings.append(
                 f"{len(clash)} pair(s) of copies have two different labels of {task.name!r} ({some(named)})"
             )
-    overlaps = _overlaps(table)
+    overlaps = overlapping(table)
     if overlaps:
         warnings.append(f"{len(overlaps)} file(s) have overlapping clips in two splits ({some(overlaps)})")
     return warnings
-
-
-def _overlaps(table: ClipTable) -> list[str]:
-    """Files of which one moment lies in clips of two splits."""
-    spans = table.frame[["path", "start_seconds", "end_seconds", "split"]].dropna(subset=["split"])
-    spans = spans.fillna({"start_seconds": 0.0, "end_seconds": np.inf})
-    shared = spans.groupby("path").split.transform("nunique") > 1
-    found = []
-    for path, part in spans[shared].sort_values("start_seconds").groupby("path"):
-        ends: dict[str, float] = {}
-        for start, end, split in zip(part.start_seconds, part.end_seconds, part.split, strict=True):
-            if any(start < other for name, other in ends.items() if name != split):
-                found.append(str(path))
-                break
-            ends[split] = max(end, ends.get(split, -np.inf))
-    return found
 
 
 def _split_warnings(table: ClipTable, cleaned: ClipTable) -> list[str]:

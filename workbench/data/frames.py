@@ -29,7 +29,14 @@ STARTS = ("centre", "random")
 
 
 class ShortClipError(ValueError):
-    """A clip has fewer frames than its sampling needs, and ``short="error"``."""
+    """A clip has fewer frames than its sampling needs, and ``short="error"``: ``reason``, and ``path`` where known."""
+
+    def __init__(self, reason: str, path: str = "") -> None:
+        super().__init__(reason, path)  # both arguments, so that the error survives a process boundary
+        self.reason, self.path = reason, path
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" if self.path else self.reason
 
 
 def uniform_indices(total_frames: int, num_frames: int) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from workbench.data.sources import public, shards
-from workbench.data.sources.folders import class_frame, unlabelled_frame, with_groups
-from workbench.data.sources.listings import filled, infer_task, listed_clips, read_table, without_classes
+from workbench.data.sources.folders import class_frame, is_video, unlabelled_frame, with_groups
+from workbench.data.sources.listings import filled, infer_task, listed_clips, need, read_table, without_classes
 from workbench.data.splits import groups_across_splits, split_by_group
 from workbench.data.tables import ClipTable, DatasetInfo, Task
 
@@ -19,6 +19,9 @@ __all__ = ["LAYOUTS", "infer_task", "open_clips"]
 log = logging.getLogger(__name__)
 
 LAYOUTS = ("folder", "table", "shards", *public.PUBLIC)
+_COLUMNS = {"path_column": "path", "start_column": "start_seconds", "end_column": "end_seconds"}
+_LOOKED_FOR = 1000
+"""Files of a list that are looked for when it is opened; reading tells of each that is missing."""
 
 
 def open_clips(
@@ -51,7 +54,8 @@ def open_clips(
 
     ``source`` is one of
 
-    - ``"playground"``, the embedded data; a ClipTable or the folder of a saved one: only ``task`` selects there,
+    - ``"playground"``, the embedded data; a ClipTable or the folder of a saved one: only ``task`` selects there, and
+      what else is asked for is refused,
     - a **folder with one sub-folder per class** (``task`` names the task, "label" by default), or ``train``, ``val``
       and ``test`` folders of such,
     - a **CSV or Parquet file** with ``path_column`` (relative to ``root``, by default the file's folder) and
@@ -75,18 +79,30 @@ def open_clips(
     """
     options: dict[str, Any] = {
         "layout": layout, "fold": fold, "tasks": tasks, "label_column": label_column, "group_column": group_column,
-        "groups": groups, "root": root, "split_column": split_column, "exclude": tuple(exclude) or None, "name": name,
-        "unlabelled": unlabelled or None,
+        "groups": groups, "root": root, "split_column": split_column, "name": name, "unlabelled": unlabelled or None,
+        "exclude": ((exclude,) if isinstance(exclude, str) else tuple(exclude)) or None,
     }  # fmt: skip
+    named = {"path_column": path_column, "start_column": start_column, "end_column": end_column}
+    columns = {n: column if column != _COLUMNS[n] else None for n, column in named.items()}
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} is not one of {', '.join(LAYOUTS)}")
+    if unlabelled:
+        labels = {"task": task, "tasks": tasks, "label_column": label_column}
+        _refuse(labels, tuple(labels), "unlabelled=True")
     if isinstance(source, ClipTable) or source == "playground" or (Path(source) / "clips.parquet").is_file():
-        return _ready_made(source, task, options, allow_leak)
+        changed = {
+            "fractions": None if tuple(fractions) == (0.7, 0.15, 0.15) else fractions, "seed": seed or None,
+            "licence": licence, "horizontal_flip": horizontal_flip, "time_reversal": time_reversal,
+        }  # fmt: skip
+        return _ready_made(source, task, options | columns | changed, allow_leak, allow_outside_root)
     kind = layout or _detect(source, unlabelled)
     if fold is not None and kind not in public.FOLDS:
         raise ValueError(f"fold={fold} is for {', '.join(public.FOLDS)}, not for the layout {kind!r}")
-    columns = {"path_column": path_column, "times": (start_column, end_column)}
+    if kind not in ("table", "shards"):
+        _refuse(columns, tuple(columns), "a source that is no list of clips")
     frame, made, base, quarantine = _contents(kind, source, task, options, columns)
+    if kind == "table":
+        _say_lost(frame, base)
     known = public.facts(kind) if kind in public.PUBLIC else {"name": Path(source).resolve().stem}
     given = {"name": name, "licence": licence, "horizontal_flip": horizontal_flip, "time_reversal": time_reversal}
     info = DatasetInfo(**(known | {k: v for k, v in given.items() if v is not None}))
@@ -103,6 +119,10 @@ def _contents(
 ) -> tuple[pd.DataFrame, list[Task], Path, pd.DataFrame | None]:
     """Frame, tasks, root and quarantine of one layout."""
     path, exclude, root = Path(source), options["exclude"] or (), options["root"]
+    if root is not None and not Path(root).is_dir():
+        raise FileNotFoundError(f"root={os.fspath(root)!r} is not a folder; give the one that paths are relative to")
+    if (kind == "folder") != path.is_dir() and kind in ("folder", "table"):
+        raise ValueError(f"layout={kind!r} needs a {'folder' if kind == 'folder' else 'file'}; {str(path)!r} is none")
     ours = [n for n in options if n not in ("layout", "fold", "exclude", "name")]
     if kind in public.PUBLIC:
         _refuse(options, [n for n in ours if n != "root"], f"{kind}, which brings its labels, groups and splits")
@@ -118,6 +138,7 @@ def _contents(
             _refuse(options, ("exclude",), "clips without labels")
             return with_groups(unlabelled_frame(path), path, "label", *beside.values()), [], path, None
         task = task or "label"
+        Task(task, "regression")  # refuses a name that another column has, before a frame is made with it
         frame = with_groups(class_frame(path, task, set(exclude)), path, task, *beside.values())
         return frame, [Task(task, "multiclass", tuple(sorted(frame[task].unique())))], path, None
     _refuse(options, ("groups",), "a list of clips")
@@ -127,12 +148,28 @@ def _contents(
     else:
         base, rows = Path(root) if root is not None else path.parent, read_table(path)
     chosen = {n: options[n] for n in ("tasks", "label_column", "group_column", "split_column")}
-    frame, made = listed_clips(rows, source, task=task, unlabelled=bool(options["unlabelled"]), **chosen, **columns)
+    need(rows, [c for c in columns.values() if c is not None], source)  # a default name may be absent, a given one not
+    path_column, *times = (columns[n] or default for n, default in _COLUMNS.items())
+    frame, made = listed_clips(
+        rows, source, task=task, unlabelled=bool(options["unlabelled"]), path_column=path_column,
+        times=(times[0], times[1]), **chosen,
+    )  # fmt: skip
     return *without_classes(frame, made, exclude), base, None
+
+
+def _say_lost(frame: pd.DataFrame, base: Path) -> None:
+    paths = frame.path.head(_LOOKED_FOR)
+    if not any(os.path.lexists(base / p) or ".tar/" in p for p in paths):
+        log.warning(
+            "none of the first %d files that the list names is there, e.g. %s; give the folder that its paths are "
+            "relative to as root", len(paths), base / paths.iloc[0],
+        )  # fmt: skip
 
 
 def _detect(source: Any, unlabelled: bool) -> str:
     path = Path(source)
+    if not os.fspath(source):
+        raise FileNotFoundError("the source is empty; give a folder ('.': this one), a list of clips or 'playground'")
     if shards.are_shards(source):
         return "shards"
     if not path.exists():
@@ -145,7 +182,11 @@ def _detect(source: Any, unlabelled: bool) -> str:
         return found
     if path.is_dir():
         return "folder"
-    return "file" if unlabelled and path.suffix.lower() not in (".csv", ".tsv", ".txt", ".parquet") else "table"
+    if path.suffix.lower() in (".csv", ".tsv", ".txt", ".parquet"):
+        return "table"
+    if not unlabelled and is_video(path.name):
+        raise ValueError(f"{str(path)!r} is a single file, which has no label; open it with unlabelled=True")
+    return "file" if unlabelled else "table"
 
 
 def _refuse(options: dict[str, Any], names: Sequence[str], what: str) -> None:
@@ -154,7 +195,9 @@ def _refuse(options: dict[str, Any], names: Sequence[str], what: str) -> None:
         raise ValueError(f"{', '.join(given)} cannot be used with {what}")
 
 
-def _ready_made(source: Any, task: str | None, options: dict[str, Any], allow_leak: bool) -> ClipTable:
+def _ready_made(
+    source: Any, task: str | None, options: dict[str, Any], allow_leak: bool, allow_outside_root: bool
+) -> ClipTable:
     _refuse(options, tuple(options), "a table that already has its labels, groups and splits; only task selects")
     if isinstance(source, ClipTable):
         table = source
@@ -163,7 +206,7 @@ def _ready_made(source: Any, task: str | None, options: dict[str, Any], allow_le
 
         table = playground()
     else:
-        table = ClipTable.load(source)
+        table = ClipTable.load(source, allow_outside_root=allow_outside_root)
         _check_leaks(table, allow_leak)
     return table if task is None else table.with_tasks([task])
 

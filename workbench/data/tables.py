@@ -56,7 +56,11 @@ class Task:
     def encode(self, labels: pd.Series) -> np.ndarray:
         """Labels as float64 (n,): class index, 0/1 or value; NaN where missing. Raises on a label it does not know."""
         if self.kind == "regression":
-            return pd.to_numeric(labels, errors="raise").to_numpy(float)
+            numbers = pd.to_numeric(labels, errors="coerce").to_numpy(float, na_value=np.nan)
+            odd_rows = labels[(np.isnan(numbers) & labels.notna().to_numpy()) | np.isinf(numbers)]
+            if len(odd_rows):
+                raise ValueError(f"task {self.name!r} is a regression but has the label(s) {list(odd_rows[:3])}")
+            return numbers
         if self.kind == "binary" and pd.api.types.is_numeric_dtype(labels):
             values = labels.to_numpy(float)
             odd = sorted(set(values[~np.isnan(values)]) - {0.0, 1.0})
@@ -140,9 +144,18 @@ class ClipTable:
         missing = [c for c in (*REQUIRED, *(t.name for t in self.tasks)) if c not in self.frame.columns]
         if missing:
             raise ValueError(f"the clip table lacks the column(s) {missing}; it has {list(self.frame.columns)}")
+        for column in ("clip_id", "path"):
+            if self.frame[column].isna().any():
+                raise ValueError(f"{int(self.frame[column].isna().sum())} row(s) of the clip table have no {column}")
+        tasks = [t.name for t in self.tasks]
+        if len(set(tasks)) < len(tasks):
+            raise ValueError(f"the tasks {tasks} name one twice")
         twice = self.frame.clip_id[self.frame.clip_id.duplicated()].unique()
         if len(twice):
-            raise ValueError(f"clip_id must be unique; given more than once: {list(twice[:5])}")
+            raise ValueError(
+                f"clip_id must be unique; given more than once: {list(twice[:5])}. Without a "
+                "column clip_id it is path, start_seconds and end_seconds: remove the repeated rows, or name each"
+            )
         for column, allowed in (("split", SPLITS), ("decoder", DECODERS)):
             given = self.frame[column].dropna().unique() if column in self.frame else ()
             odd = sorted({str(v) for v in given} - set(allowed))
@@ -173,6 +186,10 @@ class ClipTable:
 
     def __getitem__(self, rows: Any) -> "ClipTable":
         """A sub-table by boolean mask, positions or slice."""
+        if isinstance(rows, int | np.integer | str):
+            raise TypeError(
+                f"clips[{rows!r}]: give a slice (clips[3:4]), positions or a mask; clips.split takes a split"
+            )
         if isinstance(rows, slice):
             return self._with(self.frame.iloc[rows])
         rows = np.asarray(rows) if len(rows) else np.array([], int)
@@ -292,15 +309,22 @@ class ClipTable:
     def load(folder: str | Path, *, allow_outside_root: bool = False) -> "ClipTable":
         """Read what :meth:`save` wrote; files are looked for under ``folder`` or the ``root`` its card names."""
         folder = Path(folder)
-        card = tomllib.loads((folder / "dataset.toml").read_text(encoding="utf-8"))
-        info = DatasetInfo(
-            name=card["name"], licence=card["licence"], source=card["source"],
-            horizontal_flip=bool(card["label_safe"]["horizontal_flip"]),
-            time_reversal=bool(card["label_safe"].get("time_reversal", False)),
-        )  # fmt: skip
+        file = folder / "dataset.toml"
+        try:
+            card = tomllib.loads(file.read_text(encoding="utf-8"))
+            info = DatasetInfo(
+                name=card["name"], licence=card["licence"], source=card["source"],
+                horizontal_flip=bool(card["label_safe"]["horizontal_flip"]),
+                time_reversal=bool(card["label_safe"].get("time_reversal", False)),
+            )  # fmt: skip
+            tasks = [Task.from_json(t) for t in card.get("tasks", [])]
+        except (KeyError, tomllib.TOMLDecodeError) as error:
+            raise ValueError(
+                f"{str(file)!r} is not the card of a saved table ({error!r}); save the table anew"
+            ) from error
         return ClipTable(
             pd.read_parquet(folder / "clips.parquet"),
-            [Task.from_json(t) for t in card.get("tasks", [])],
+            tasks,
             root=folder / card["root"] if "root" in card else folder,
             info=info,
             quarantine=pd.read_parquet(folder / "quarantine.parquet"),

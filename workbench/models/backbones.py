@@ -1,142 +1,84 @@
-"""Pretrained video transformers behind one interface: uint8 clips in, tokens out.
+"""Pretrained transformers behind one interface: uint8 clips in, tokens out.
 
-Only this module knows a transformer family by name; a new one is one more entry in :data:`FAMILIES`.
+What is peculiar to one family of them lies in :mod:`workbench.models.families`.
 """
 
 import hashlib
+import json
 import logging
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, VideoMAEConfig, VideoMAEForVideoClassification
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from workbench.models.hub import locate, quiet, read_preprocessing, readable_errors
+from workbench.models.families import family_of
+from workbench.models.families.positions import Geometry
+from workbench.models.hub import locate, preprocessing_record, quiet, read_preprocessing, readable_errors
 from workbench.models.preprocess import Preprocessing
 from workbench.models.preprocess import to_pixel_values as to_pixel_values
+from workbench.models.tokens import Attention
+from workbench.models.tokens import Tokens as Tokens
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = ("pretrained", "random")
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """What every backbone returns.
-
-    ``tokens`` (B, N, D), time-major: N = T' * H' * W' for ``grid`` (T', H', W').
-    ``prefix`` (B, P, D): tokens that belong to no place in the clip (CLS); None where the family has none.
-    """
-
-    tokens: torch.Tensor
-    grid: tuple[int, int, int]
-    prefix: torch.Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.tokens.ndim != 3 or self.tokens.shape[1] != math.prod(self.grid):
-            raise ValueError(
-                f"tokens of shape {tuple(self.tokens.shape)} do not fit the grid {self.grid}; "
-                f"expected (B, {math.prod(self.grid)}, D)"
-            )
-
-
-class VideoMAEFamily:
-    """VideoMAE (https://arxiv.org/abs/2203.12602): joint space-time attention, no CLS token.
-
-    With ``use_mean_pooling`` the final norm is not in the encoder: it is the classifier's ``fc_norm``, after the mean.
-    """
-
-    def load(self, name: str, config_dict: dict[str, Any]) -> tuple[PreTrainedModel, nn.Module]:
-        """The encoder and the norm that follows the mean, with the checkpoint's weights."""
-        config = VideoMAEConfig.from_dict(config_dict)
-        # A head is needed only because fc_norm lives beside it; any number of labels would do.
-        model, info = VideoMAEForVideoClassification.from_pretrained(
-            name, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-        lost = sorted(k for k in info["missing_keys"] if not k.startswith(("classifier.", "fc_norm.")))
-        if lost:
-            raise ValueError(
-                f"checkpoint {name!r} lacks {len(lost)} encoder weights, for example {lost[:3]}; "
-                "it is not a VideoMAE encoder or is damaged"
-            )
-        if any(k.startswith("fc_norm.") for k in info["missing_keys"]):
-            log.warning("%s has no fc_norm (no classifier was saved with it): a fresh LayerNorm follows the mean", name)
-        return self._parts(model)
-
-    def build(self, config_dict: dict[str, Any]) -> tuple[PreTrainedModel, nn.Module]:
-        """The same two modules with fresh weights."""
-        return self._parts(self.classifier(config_dict))
-
-    def classifier(self, config_dict: dict[str, Any]) -> PreTrainedModel:
-        """A freshly initialised classifier in the family's own format, to pretrain and save."""
-        return VideoMAEForVideoClassification(VideoMAEConfig.from_dict(config_dict))
-
-    @staticmethod
-    def _parts(model: VideoMAEForVideoClassification) -> tuple[PreTrainedModel, nn.Module]:
-        return model.videomae, model.fc_norm if model.fc_norm is not None else nn.Identity()
-
-    def blocks(self, model: PreTrainedModel) -> list[nn.Module]:
-        return list(model.encoder.layer)
-
-    def embedding(self, model: PreTrainedModel) -> nn.Module:
-        return model.embeddings
-
-    def attentions(self, model: PreTrainedModel) -> list[nn.Module]:
-        """Modules whose second output is the softmax (B, A, N, N) under eager attention, in depth order."""
-        return [block.attention.attention for block in model.encoder.layer]
-
-
-FAMILIES = {"videomae": VideoMAEFamily()}
-
-
 def new_classifier(config_dict: dict[str, Any]) -> PreTrainedModel:
-    """A fresh classifier of the family that ``config_dict["model_type"]`` names; see :func:`classifier_parts`."""
-    return FAMILIES[config_dict["model_type"]].classifier(config_dict)
+    """A fresh classifier of the family that ``config_dict["model_type"]`` names; see :func:`classifier_parts`.
+
+    Raises ValueError where the family has none whose head reads the mean of the tokens.
+    """
+    return family_of(config_dict["model_type"]).classifier(config_dict)
 
 
 def classifier_parts(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module, nn.Module]:
-    """Of a classifier: its encoder, the norm after the mean of the tokens, and its last linear layer."""
-    return *FAMILIES[model.config.model_type]._parts(model), model.classifier
+    """Of such a classifier: its encoder, the norm after the mean of the tokens, and its last linear layer."""
+    return *family_of(model.config.model_type).parts(model), model.classifier
 
 
 class Backbone(nn.Module):
     """An encoder that turns ``pixel_values`` (B, T, C, H, W) into :class:`Tokens` (B, N, D). Made by `load_backbone`.
 
     ``model`` is the Hugging Face encoder; ``norm`` follows the mean of the tokens (identity where the encoder already
-    ends in its norm); ``preprocessing`` is the checkpoint's own.
+    ends in its norm); ``preprocessing`` is the checkpoint's own. Sizes: ``num_frames``, ``tubelet_size`` (frames),
+    ``size_px``, ``patch_size`` (pixels), ``grid`` (T', H', W'), ``hidden_size`` D and ``num_heads`` A.
     """
 
     def __init__(
-        self, family: str, source: str, model: PreTrainedModel, norm: nn.Module, *, preprocessing: Preprocessing
+        self,
+        family: str,
+        source: str,
+        model: PreTrainedModel,
+        norm: nn.Module,
+        *,
+        geometry: Geometry,
+        preprocessing: Preprocessing,
     ) -> None:
         super().__init__()
         self.family, self.source, self.model, self.norm = family, source, model, norm
         config = self.config = model.config
         self.hidden_size: int = config.hidden_size
         self.num_heads: int = config.num_attention_heads
-        self.num_frames: int = config.num_frames
-        self.tubelet_size: int = config.tubelet_size
-        self.size_px = _square("image_size", config.image_size)
-        self.patch_size = _square("patch_size", config.patch_size)
-        side = self.size_px // self.patch_size
-        self.grid = (self.num_frames // self.tubelet_size, side, side)
-        self.preprocessing = preprocessing.for_model(self.size_px)
+        self.num_frames, self.tubelet_size = geometry.num_frames, geometry.tubelet_size
+        self.size_px, self.patch_size, self.grid = geometry.size_px, geometry.patch_size, geometry.grid
+        self.preprocessing = preprocessing
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The encoder's blocks in depth order."""
-        return FAMILIES[self.family].blocks(self.model)
+        """The encoder's blocks in depth order; some families' give tuples whose first part is the tokens."""
+        return family_of(self.family).blocks(self.model)
 
     @property
     def embedding(self) -> nn.Module:
-        """The module whose output is the tokens (B, N, D) before block 0, positions included."""
-        return FAMILIES[self.family].embedding(self.model)
+        """The module whose output is what block 0 takes, positions included; :meth:`tokens_of` reads it."""
+        return family_of(self.family).embedding(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -163,29 +105,48 @@ class Backbone(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> Tokens:
         """``pixel_values`` (B, T, C, H, W) -> tokens (B, N, D); raises on another frame count or size."""
         self._check(pixel_values)
-        return Tokens(self.model(pixel_values).last_hidden_state, self.grid)
+        return family_of(self.family).forward(self.model, pixel_values, self.grid)
+
+    def tokens_of(self, hidden: torch.Tensor) -> Tokens:
+        """What a block takes or gives, in the family's own order and shape -> tokens on the grid, prefix apart.
+
+        Time-major (B, N, D) already, for most. TimeSformer: CLS first, then place by place. Image families: frame by
+        frame, (B * T, 1 + S, D).
+        """
+        return family_of(self.family).split(hidden, self.grid)
+
+    def hidden_of(self, tokens: Tokens) -> torch.Tensor:
+        """The way back from :meth:`tokens_of`."""
+        return family_of(self.family).join(tokens)
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (B, N, D) -> (B, D): their mean, then the checkpoint's own norm where that comes after the mean."""
         return self.norm(tokens.mean(1))
 
-    def forward_with_attention(self, pixel_values: torch.Tensor) -> tuple[Tokens, tuple[torch.Tensor, ...]]:
-        """Tokens and the softmax weights of every layer, each (B, A, N, N), whatever attention is set.
+    def forward_with_attention(self, pixel_values: torch.Tensor) -> tuple[Tokens, tuple[Attention, ...]]:
+        """Tokens, and each softmax in the order in which the model applies them, whatever attention is set.
 
-        ``output_attentions=True`` would do neither: sdpa answers with an empty tuple, and transformers 5 leaves its
-        capturing hooks in the model for good.
+        VideoMAE, V-JEPA 2, BERT and RoBERTa: one (B, A, N, N) per block. ViViT, and TimeSformer with joint attention:
+        (B, A, 1 + N, 1 + N), CLS first. TimeSformer with divided attention: two
+        :class:`~workbench.models.tokens.DividedAttention` per block, along time and then in space. Image families: one
+        per block, in space, each frame with its own CLS. Everywhere tokens count in time-major order, as in ``tokens``;
+        :func:`~workbench.models.tokens.dense_attentions` makes every one a matrix over all tokens.
+
+        ``output_attentions=True`` would not do: sdpa answers with an empty tuple, TimeSformer leaves out the softmax
+        along time, and transformers 5 leaves its capturing hooks in the model for good.
         """
+        family = family_of(self.family)
         seen: list[torch.Tensor] = []
-        hooks = []
+        hooks: list[Any] = []
         try:
-            for module in FAMILIES[self.family].attentions(self.model):
-                hooks.append(module.register_forward_hook(lambda _m, _i, output: seen.append(output[1])))
+            for module in family.attention_modules(self.model):
+                hooks += family.listen(module, seen.append)
             with self.attention_implementation("eager"):
                 tokens = self(pixel_values)
         finally:
             for hook in hooks:
                 hook.remove()
-        return tokens, tuple(seen)
+        return tokens, family.attentions(self.model, seen, self.grid)
 
     @contextmanager
     def attention_implementation(self, name: str) -> Iterator[None]:
@@ -198,17 +159,34 @@ class Backbone(nn.Module):
             self._set_attention(before)
 
     def _set_attention(self, name: str) -> None:
+        known = family_of(self.family).implementations
+        if name not in known:
+            raise ValueError(f"{self.family} cannot run attn={name!r}; it can run {' and '.join(known)}")
         self.model.set_attn_implementation(name)
         if self.config._attn_implementation != name:
             raise ValueError(f"{self.family} cannot run attn={name!r}; it stays at {self.config._attn_implementation}")
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change when a weight does."""
+        """Sixteen hex digits that change when a weight of the checkpoint does; LoRA beside it does not count."""
         digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
+        own = {n.replace(".base_layer.", "."): v for n, v in self.state_dict().items() if ".lora_" not in n}
+        for name, value in sorted(own.items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """The encoder in Hugging Face format, from which :func:`load_backbone` makes the same backbone.
+
+        ``config.json`` (with this backbone's own geometry), ``model.safetensors``, ``preprocessor_config.json``. Not
+        among it: a classifier's head, and what a forward pass never uses, such as a text encoder's words.
+        """
+        folder = Path(folder)
+        with quiet():
+            family_of(self.family).save(self.model, self.norm, folder)
+        record = preprocessing_record(self.preprocessing)
+        (folder / "preprocessor_config.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        return folder
 
     def extra_repr(self) -> str:
         return f"{self.family} from {self.source}: {self.num_frames} frames of {self.size_px} px -> grid {self.grid}"
@@ -226,14 +204,23 @@ class Backbone(nn.Module):
 
 
 def load_backbone(
-    name_or_path: str | Path, *, weights: str = "pretrained", seed: int = 0, attn: str = "sdpa"
-) -> Backbone:
+    name_or_path: str | Path, *, weights: str = "pretrained", seed: int = 0, attn: str | None = None,
+    num_frames: int | None = None, size_px: int | None = None,
+) -> Backbone:  # fmt: skip
     """A backbone in eval mode on the CPU, in float32.
 
     ``name_or_path``: ``"nano"`` (packaged), a local folder in Hugging Face format, or a hub id ``owner/name`` (needs a
     network). ``weights="random"``: the same architecture freshly initialised from ``seed``, for training from scratch;
-    the global random state is left as it was. Only safetensors are read, and no code from a checkpoint is run.
-    Raises FileNotFoundError or ValueError naming what is accepted, OSError when the hub cannot deliver.
+    the global random state is left as it was. ``seed`` also draws what a checkpoint lacks (a text encoder's projection
+    of tubelets). ``attn``: ``sdpa`` or ``eager``; None takes the fastest that the family has.
+
+    ``num_frames``, ``size_px``: another geometry than the checkpoint's; its preprocessing is scaled with the size.
+    Positions follow by the family's own rule: computed anew for VideoMAE (sinusoids of the place in the sequence) and
+    V-JEPA 2 (rotary), interpolated for ViT, DINOv2 (bicubic), ViViT (bicubic in space, linear in time) and TimeSformer
+    (nearest); image families take any frame count; BERT and RoBERTa take as many tokens as they have positions.
+
+    Only safetensors are read, and no code from a checkpoint is run. Raises FileNotFoundError or ValueError naming what
+    is accepted, OSError when the hub cannot deliver.
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights={weights!r} is not one of {', '.join(WEIGHTS)}")
@@ -241,24 +228,38 @@ def load_backbone(
     location = locate(source)
     with readable_errors(source):
         config_dict, _ = PreTrainedConfig.get_config_dict(location)
-    family = config_dict.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"{source} is a {family!r} model; the families known here are {', '.join(FAMILIES)}")
-    preprocessing = read_preprocessing(source, location)
+    try:
+        family = family_of(str(config_dict.get("model_type")))
+        own = family.geometry(config_dict)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    preprocessing = read_preprocessing(source, location, default=family.preprocessing)
+    usual = family.usual_size(own, preprocessing)
+    wanted = own.changed(num_frames, usual if size_px is None else size_px)
 
     # Building and loading both draw random numbers (load: for the classifier we drop). CPU generator only, by name:
     # torch.manual_seed would reach into the CUDA generators too.
     with torch.random.fork_rng(devices=[]), quiet(), readable_errors(source):
         torch.default_generator.manual_seed(seed)
-        adapter = FAMILIES[family]
-        model, norm = adapter.build(config_dict) if weights == "random" else adapter.load(location, config_dict)
-    backbone = Backbone(family, source, model, norm, preprocessing=preprocessing)
-    backbone._set_attention(attn)
+        if weights == "random":
+            model, norm = family.build(config_dict, wanted)
+        else:
+            model, norm = family.load(location, config_dict, own, wanted)
+            family.warn(source, own, wanted)
+    backbone = Backbone(
+        config_dict["model_type"], source, model, norm, geometry=wanted,
+        preprocessing=_scaled(preprocessing.for_model(usual), usual, wanted.size_px),
+    )  # fmt: skip
+    backbone._set_attention(attn or family.implementations[0])
     return backbone.eval()
 
 
-def _square(name: str, value: int | Sequence[int]) -> int:
-    sides = {value} if isinstance(value, int) else set(value)
-    if len(sides) != 1:
-        raise ValueError(f"{name}={value} is not square; only square frames and patches are supported")
-    return sides.pop()
+def _scaled(preprocessing: Preprocessing, usual: int, size_px: int) -> Preprocessing:
+    """The same share of a frame, at another size."""
+
+    def scale(side: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+        if isinstance(side, tuple):
+            return round(side[0] * size_px / usual), round(side[1] * size_px / usual)
+        return None if side is None else round(side * size_px / usual)
+
+    return replace(preprocessing, resize=scale(preprocessing.resize), crop=scale(preprocessing.crop))

@@ -5,12 +5,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import transformers.utils.logging as hf_logging
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
-from workbench.models.preprocess import Preprocessing
+from workbench.models.preprocess import RESAMPLES, Preprocessing
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 PACKAGED = ("nano",)
@@ -34,9 +35,9 @@ def locate(source: str) -> str:
     return source
 
 
-def read_preprocessing(source: str, location: str) -> Preprocessing:
-    """What the checkpoint's own file says should be done to frames. Raises FileNotFoundError where it has no such file,
-    ValueError where the file lacks or asks for something."""
+def read_preprocessing(source: str, location: str, *, default: Preprocessing | None = None) -> Preprocessing:
+    """What the checkpoint's own file says should be done to frames. Raises FileNotFoundError where it has no such file
+    and there is no ``default``, ValueError where the file lacks or asks for something."""
     for name in PREPROCESSOR_FILES:
         with readable_errors(source):
             found = cached_file(
@@ -46,6 +47,8 @@ def read_preprocessing(source: str, location: str) -> Preprocessing:
         if found:
             break
     else:
+        if default is not None:
+            return default
         raise FileNotFoundError(
             f"{source} has no {' or '.join(PREPROCESSOR_FILES)}, so its mean and standard deviation are unknown; "
             "put the file beside config.json (keys image_mean, image_std)"
@@ -54,6 +57,25 @@ def read_preprocessing(source: str, location: str) -> Preprocessing:
         return Preprocessing.from_record(json.loads(Path(found).read_text(encoding="utf-8")))
     except ValueError as error:  # a JSON error is one too
         raise ValueError(f"{found}: {error}") from error
+
+
+def preprocessing_record(steps: Preprocessing) -> dict[str, Any]:
+    """The content of a ``preprocessor_config.json`` that :meth:`Preprocessing.from_record` reads back to ``steps``."""
+    record: dict[str, Any] = {
+        "do_rescale": True, "rescale_factor": steps.scale, "offset": False,
+        "do_normalize": True, "image_mean": list(steps.mean), "image_std": list(steps.std),
+        "resample": next(number for number, name in RESAMPLES.items() if name == steps.resample),
+        "do_resize": steps.resize is not None, "do_center_crop": steps.crop is not None,
+    }  # fmt: skip
+    if steps.resize is not None:
+        record["size"] = _sides(steps.resize) if isinstance(steps.resize, tuple) else {"shortest_edge": steps.resize}
+    if steps.crop is not None:
+        record["crop_size"] = _sides(steps.crop if isinstance(steps.crop, tuple) else (steps.crop, steps.crop))
+    return record
+
+
+def _sides(size: tuple[int, int]) -> dict[str, int]:
+    return {"height": size[0], "width": size[1]}
 
 
 @contextmanager

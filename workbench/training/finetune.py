@@ -110,9 +110,14 @@ def _folder_name(label: str, setup: Setup, table: ClipTable, backbone: str) -> s
 def _check_labels(table: ClipTable) -> None:
     if not table.tasks:
         raise ValueError(f"{table.info.name!r} has no task to learn; name a label column when opening it")
-    for task in table.tasks:
+    for task in table.tasks if len(table.train) else ():  # no train clips at all: the feed says so
         if pd.isna(table.train.targets(task.name)).all():
             raise ValueError(f"no train clip of {table.info.name!r} has a label for task {task.name!r}")
+        if len(table.val) and pd.isna(table.val.targets(task.name)).all():
+            log.warning("%s: no val clip has a label for task %r; its score is unknown", table.info.name, task.name)
+        seen = set(table.train.targets(task.name))
+        if unseen := [c for i, c in enumerate(task.classes) if i not in seen]:
+            log.warning("%s: no train clip of %s of task %r", table.info.name, ", ".join(unseen[:5]), task.name)
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -20,6 +20,7 @@ from workbench.data.augment import Augment
 from workbench.data.cache import DecodedClips
 from workbench.data.mix import Mix
 from workbench.data.tables import Task
+from workbench.models.strategies import learning_rates
 from workbench.models.tml import TML
 from workbench.training.feed import Feed, loader, targets_of
 from workbench.training.losses import Standard, decide, total_loss
@@ -59,14 +60,12 @@ def rate(step: int, steps: int, warmup: float) -> float:
 
 
 def parameter_groups(model: TML, setup: Setup) -> list[dict[str, Any]]:
-    """Trainable parameters by (backbone or heads) x (decayed matrices or not), each with its peak rate."""
-    backbone_lr, head_lr = setup.rates
+    """Trainable parameters by (peak rate) x (decayed matrices or not); the rates are the strategy's."""
+    parameters = dict(model.named_parameters())
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            lr = backbone_lr if name.startswith("backbone.") else head_lr
-            decay = setup.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((lr, decay), []).append(parameter)
+    for name, lr in learning_rates(model, setup.strategy, *setup.rates).items():
+        decay = setup.weight_decay if parameters[name].ndim > 1 else 0.0
+        groups.setdefault((lr, decay), []).append(parameters[name])
     return [{"params": p, "lr": lr, "peak": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 
 

@@ -17,6 +17,7 @@ from workbench.data.cache import decode_table, reason_of
 from workbench.data.clips import read_views
 from workbench.data.loading.guard import run_guarded
 from workbench.data.protocol import Protocol
+from workbench.data.sources.archives import locate
 from workbench.data.tables import ClipTable, Task
 from workbench.models.tml import TML
 from workbench.training.losses import Standard, decide
@@ -87,10 +88,21 @@ def prediction_frame(
         parts.append(pd.DataFrame({
             "clip_id": table.frame.clip_id, "path": table.frame.path, "group": table.frame.group,
             "split": table.frame.split, "task": task.name,
-            "target": table.targets(task.name) if task.name in known else np.nan,
+            "target": _targets(table, task) if task.name in known else np.nan,
             "prediction": predicted, "probabilities": probabilities,
         }))  # fmt: skip
     return pd.concat(parts, ignore_index=True)[list(COLUMNS)]
+
+
+def _targets(table: ClipTable, task: Task) -> np.ndarray:
+    """The table's labels as the run numbers them: its classes may have another order, or be only some."""
+    own = table.task(task.name)
+    if own.kind != task.kind or (own.kind == "binary" and own.classes and task.classes and own.classes != task.classes):
+        raise ValueError(
+            f"task {task.name!r} is {task.kind} {task.classes or ''} in the run but {own.kind} {own.classes or ''} in "
+            f"{table.info.name!r}; rename theirs"
+        )
+    return task.encode(table.frame[task.name]) if task.kind == "multiclass" else own.encode(table.frame[task.name])
 
 
 def decode_for(
@@ -149,16 +161,17 @@ def predict(
 
     Columns: ``path``; per multiclass task its class and ``<task>_probability``; per binary task its class (or 0/1)
     and the probability of the positive; per regression its value; and ``reason``, empty or why the file could not be
-    read (its predictions are then missing). Files are decoded in child processes with a time limit. Raises
-    FileNotFoundError when a path is not there.
+    read (its predictions are then missing). Files are decoded in child processes with a time limit; a path may lead
+    through a tar, as those of shards do. Raises FileNotFoundError when a path is not there.
     """
     listed = [paths] if isinstance(paths, str | Path) else list(paths)
     if not listed:
         raise ValueError("predict needs at least one path")
-    absent = [str(p) for p in listed if not Path(p).is_file()]
+    absent = [str(p) for p in listed if not _is_there(p)]
     if absent:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-        raise FileNotFoundError(f"no such file: {', '.join(absent[:3])}{more}")
+        folder = " (a folder; name the files in it)" if Path(absent[0]).is_dir() else ""
+        raise FileNotFoundError(f"no such file: {', '.join(absent[:3])}{more}{folder}")
     model, p = run.model(str(pick_device(device))), run.protocol
     items = [{"path": str(path), **p.reading()} for path in listed]
     outcomes = run_guarded(
@@ -186,6 +199,13 @@ def predict(
             flush()
     flush()
     return pd.DataFrame(rows, columns=["path", *_said_columns(run), "reason"])
+
+
+def _is_there(path: str | Path) -> bool:
+    try:
+        return Path(path).is_file() or locate(path) is not None
+    except FileNotFoundError:  # a tar without that member
+        return False
 
 
 def _said_columns(run: Run) -> list[str]:

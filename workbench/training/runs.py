@@ -39,14 +39,18 @@ def environment() -> dict[str, str]:
 
 
 def build_model(setup: Setup, tasks: tuple[Task, ...], *, pretrained: bool | None = None) -> TML:
-    """The model of a setup, before training: heads (and, from scratch, the backbone) drawn from ``setup.seed``."""
+    """The model of a setup, before training: heads (LoRA, adapters; from scratch, the backbone) drawn from
+    ``setup.seed``."""
     strategy = parse_strategy(setup.strategy)
     wanted = strategy.pretrained if pretrained is None else pretrained
-    backbone = load_backbone(setup.backbone, weights="pretrained" if wanted else "random", seed=setup.seed)
+    backbone = load_backbone(
+        setup.backbone, weights="pretrained" if wanted else "random", seed=setup.seed, num_frames=setup.num_frames,
+        size_px=setup.size_px,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(setup.seed)
         model = TML(backbone, tasks, head=strategy.head)
-    apply_strategy(model, strategy)
+    apply_strategy(model, strategy, seed=setup.seed)
     return model
 
 
@@ -80,12 +84,12 @@ class Run:
     def model(self, device: str = "cpu") -> TML:
         """The trained model in eval mode, float32.
 
-        Raises ValueError when the backbone it was trained on is no longer the same (a frozen backbone is not stored).
+        Raises ValueError when the backbone it was trained on is no longer the same (what stayed frozen is not stored).
         """
         weights = load_file(self.folder / "weights.safetensors")
-        frozen = parse_strategy(self.setup.strategy).frozen
-        model = build_model(self.setup, self.tasks, pretrained=frozen)
-        if frozen and (now := model.backbone.fingerprint()) != self.record["backbone_fingerprint"]:
+        borrows = not parse_strategy(self.setup.strategy).whole
+        model = build_model(self.setup, self.tasks, pretrained=borrows)
+        if borrows and (now := model.backbone.fingerprint()) != self.record["backbone_fingerprint"]:
             raise ValueError(
                 f"run {self.name!r} was trained on backbone {self.setup.backbone!r} with fingerprint "
                 f"{self.record['backbone_fingerprint']}, but that backbone is now {now}; train again or restore it"

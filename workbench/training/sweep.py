@@ -26,9 +26,9 @@ def sweep(
 ) -> dict[str, Run]:
     """Fine-tune every setup on one table: ``{name: Run}`` in the order given.
 
-    ``setups`` holds strategy names or :class:`Setup` objects, or maps names to them; ``common`` are Setup fields
-    given to all (``epochs=5``, ``tasks=("action",)``). Finished runs are read, interrupted ones resumed. Raises
-    ValueError when two setups would have the same name, TypeError on an unknown field.
+    ``setups`` holds strategy names or :class:`Setup` objects (a strategy's name is its run's key), or maps names to
+    them; ``common`` are Setup fields given to all (``epochs=5``, ``tasks=("action",)``). Finished runs are read,
+    interrupted ones resumed. Raises ValueError when two setups would have the same name, TypeError on an unknown field.
     """
     table = clips if isinstance(clips, ClipTable) else open_clips(clips)
     named: dict[str, Setup] = {}
@@ -36,6 +36,8 @@ def sweep(
     for given, item in pairs:
         setup = Setup(strategy=item, **common) if isinstance(item, str) else item.replace(**common)
         name = given or setup_label(setup)
+        if not given and isinstance(item, str):
+            name = name.replace(setup.strategy, item, 1)  # "lora", as asked for, though the run records "lora:8"
         if name in named:
             raise ValueError(f"two setups are called {name!r}; give a mapping of your own names to setups")
         named[name] = setup

@@ -155,3 +155,19 @@ def _exact(facts: pd.DataFrame) -> pd.DataFrame:
 
 def _joined(one: frozenset[str], two: frozenset[str]) -> str:
     return "/".join(sorted(one | two, key=lambda s: ("train", "val", "test").index(s)))
+
+
+def overlapping(table: ClipTable) -> list[str]:
+    """Files of which one moment lies in clips of two splits."""
+    spans = table.frame[["path", "start_seconds", "end_seconds", "split"]].dropna(subset=["split"])
+    spans = spans.fillna({"start_seconds": 0.0, "end_seconds": np.inf})
+    shared = spans.groupby("path").split.transform("nunique") > 1
+    found = []
+    for path, part in spans[shared].sort_values("start_seconds").groupby("path"):
+        ends: dict[str, float] = {}
+        for start, end, split in zip(part.start_seconds, part.end_seconds, part.split, strict=True):
+            if any(start < other for name, other in ends.items() if name != split):
+                found.append(str(path))
+                break
+            ends[split] = max(end, ends.get(split, -np.inf))
+    return found

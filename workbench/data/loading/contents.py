@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MISSING = "missing"
-_KILLED = -9
+# Exit codes of a process that never started, failed outside of the item, or was ended by SIGHUP, SIGINT, SIGKILL or
+# SIGTERM: nothing of this is the clip's doing.
+_ENDED = (None, 1, -1, -2, -9, -15)
 _YOUNG_NS = 2 * 10**9  # FAT keeps times in steps of 2 s: a file this young may change again without showing it
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS contents (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, id TEXT NOT NULL) WITHOUT ROWID",
@@ -30,8 +32,12 @@ _SCHEMA = (
 
 
 def default_cache_dir() -> Path:
-    """``$WORKBENCH_CACHE``, else ``~/.cache/video-transfer-workbench``."""
-    return Path(os.environ.get("WORKBENCH_CACHE") or Path.home() / ".cache" / "video-transfer-workbench")
+    """``$WORKBENCH_CACHE``, else ``~/.cache/video-transfer-workbench``. Raises RuntimeError where there is no home."""
+    named = os.environ.get("WORKBENCH_CACHE")
+    try:
+        return Path(named) if named else Path.home() / ".cache" / "video-transfer-workbench"
+    except RuntimeError as error:
+        raise RuntimeError(f"no folder for decoded clips ({error}); set WORKBENCH_CACHE or give a cache_dir") from error
 
 
 def content_id(path: str | os.PathLike[str]) -> str:
@@ -43,7 +49,7 @@ def content_id(path: str | os.PathLike[str]) -> str:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a path's bytes lie, under a name, and what changes when they do."""
+    """Where a path's bytes lie, under a name as text, and what changes when they do."""
 
     name: str
     span: Span
@@ -56,14 +62,20 @@ def _place(path: str | os.PathLike[str]) -> _Place | None:
     try:
         span = locate(name)
         stat = os.stat(span.file if span else name)
-    except OSError:
+    except (OSError, ValueError):  # not there, a tar that is refused, no path at all: reading it says which
         return None
-    stamp = f"{stat.st_size}-{stat.st_mtime_ns}" + (f"-{span.offset}+{span.size}" if span else "")
-    return _Place(name, span or Span(name, 0, stat.st_size), stamp, stat.st_mtime_ns)
+    # The time of modification is copied with a file (cp -p, rsync -t, tar); that of its last change is not.
+    stamp = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}" + (f"-{span.offset}+{span.size}" if span else "")
+    return _Place(_text(name), span or Span(name, 0, stat.st_size), stamp, stat.st_mtime_ns)
+
+
+def _text(name: str) -> str:
+    """Itself, but for a file name that is no Unicode, which sqlite3 would not take."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def stamp_of(path: str | os.PathLike[str]) -> str:
-    """Size and time of change of a file (and the place in its tar): another one means other bytes."""
+    """Size and times of change of a file (and the place in its tar): another one means other bytes."""
     place = _place(path)
     return MISSING if place is None else place.stamp
 
@@ -98,10 +110,12 @@ class Verdict:
     def error(self, path: str | os.PathLike[str]) -> Exception | None:
         """The exception that the clip cost then; None for ``ok``."""
         kinds: Mapping[str, Callable[[str], Exception]] = {
-            "short": ShortClipError, "timeout": ItemTimeoutError, "crash": ItemCrashError,
+            "timeout": ItemTimeoutError, "crash": ItemCrashError,
         }  # fmt: skip
         if self.kind == "decode":
             return ClipDecodeError(os.fspath(path), self.reason, self.hint)
+        if self.kind == "short":
+            return ShortClipError(self.reason, os.fspath(path))
         return kinds[self.kind](self.reason) if self.kind in kinds else None
 
     @staticmethod
@@ -110,10 +124,10 @@ class Verdict:
         if isinstance(error, ClipDecodeError):
             return Verdict(kind="decode", reason=error.reason, hint=error.hint)
         if isinstance(error, ShortClipError):
-            return Verdict(kind="short", reason=str(error))
+            return Verdict(kind="short", reason=error.reason)
         if isinstance(error, ItemTimeoutError):
             return Verdict(kind="timeout", reason=str(error), time_limit_seconds=time_limit_seconds)
-        if isinstance(error, ItemCrashError) and error.exit_code != _KILLED:
+        if isinstance(error, ItemCrashError) and error.exit_code not in _ENDED:
             return Verdict(kind="crash", reason=str(error), time_limit_seconds=time_limit_seconds)
         return None
 
@@ -154,7 +168,7 @@ class Memory:
         }
 
     def remember(self, verdicts: Mapping[str, Verdict]) -> None:
-        rows = [(key, v.kind, v.reason, v.hint, v.time_limit_seconds) for key, v in verdicts.items()]
+        rows = [(key, v.kind, _text(v.reason), _text(v.hint), v.time_limit_seconds) for key, v in verdicts.items()]
         self._insert("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?)", rows)
 
     def _select(self, table: str, column: str, wanted: str, values: Sequence[str]) -> list[tuple]:
@@ -192,12 +206,20 @@ class Memory:
                 return otherwise
             except sqlite3.DatabaseError as error:
                 log.warning("%s is damaged (%s) and begun anew", self.path, error)
-                if attempt == 0:
-                    self.path.unlink(missing_ok=True)
+                if attempt or not self._removed():
+                    return otherwise
             except OSError as error:
                 log.warning("%s is not available (%s); nothing is remembered in it for now", self.path, error)
                 return otherwise
         return otherwise
+
+    def _removed(self) -> bool:
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:  # a folder that cannot be written; on Windows also a file in use
+            log.warning("%s stays (%s); nothing is remembered in it for now", self.path, error)
+            return False
+        return True
 
 
 def _chunks(values: Iterable[str], size: int) -> Iterator[list[str]]:

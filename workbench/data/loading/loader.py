@@ -108,14 +108,28 @@ def decode_item(
 
 
 @dataclass
+class _Flight:
+    """A clip that is being decoded, for ``rows`` rows of equal bytes that have not got it yet."""
+
+    future: "Future[Any]"
+    storing: bool
+    rows: int = 1
+
+    def outcome(self) -> Any:
+        """For one of the rows: each gets an array of its own."""
+        self.rows -= 1
+        found = outcome_of(self.future)
+        return found.copy() if self.rows and isinstance(found, np.ndarray) else found
+
+
+@dataclass
 class _Slot:
-    """One row on its way: ``future`` brings it, ``known`` says what became of it, or it is the entry of ``key``."""
+    """One row on its way: ``flight`` brings it, ``known`` says what became of it, or it is the entry of ``key``."""
 
     row: int
     key: str | None
     stamp: str
-    future: "Future[Any] | None" = None
-    storing: bool = False
+    flight: _Flight | None = None
     known: Verdict | None = None
 
 
@@ -141,12 +155,14 @@ class Loader:
             )
         self.reading, self.workers, self.time_limit_seconds = reading, workers, time_limit_seconds
         self.rows, self._name = Rows(table, reading), table.info.name
-        base = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-        self.store = Store(base / "clips") if cache else None
-        self._memory = Memory(base) if cache else None
+        self.store, self._memory = None, None
+        if cache:  # absolute: it is found again from another working folder
+            base = Path(cache_dir if cache_dir is not None else default_cache_dir()).absolute()
+            self.store, self._memory = Store(base / "clips"), Memory(base)
         self._pool: GuardedPool | None = None
         self._pool_owner = 0
-        self._flying: dict[str, tuple[Future[Any], bool]] = {}
+        self._last_will: weakref.finalize[..., Loader] | None = None
+        self._flying: dict[str, _Flight] = {}
         self._learnt: dict[str, Verdict] = {}
         self._wanted, self._granted, self._full = 0, 0, False
 
@@ -181,6 +197,8 @@ class Loader:
         pool, self._pool = self._pool, None
         if pool is not None and self._pool_owner == os.getpid():
             pool.close()
+            if self._last_will is not None:
+                self._last_will.detach()
 
     @property
     def reads_through(self) -> bool:
@@ -188,7 +206,7 @@ class Loader:
         return self._full
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pool": None, "_flying": {}, "_learnt": {}}
+        return self.__dict__ | {"_pool": None, "_last_will": None, "_flying": {}, "_learnt": {}}
 
     def _ahead(self) -> int:
         """Rows looked at before the oldest is taken: enough to keep the processes busy while clips are used."""
@@ -228,19 +246,20 @@ class Loader:
     def _submit(self, slot: _Slot, deliver: bool, storing: bool = True) -> None:
         """Have it decoded, unless equal bytes are being decoded right now."""
         if slot.key in self._flying:
-            slot.future, slot.storing = self._flying[slot.key]
+            slot.flight = self._flying[slot.key]
+            slot.flight.rows += 1
             return
         if self._pool is None or self._pool_owner != os.getpid():  # a fork has the pool's memory, not its thread
             self._pool, self._pool_owner = GuardedPool(self.workers, self.time_limit_seconds), os.getpid()
-            weakref.finalize(self, self._pool.close)
-        slot.storing = storing and slot.key is not None and self._grant()
+            self._last_will = weakref.finalize(self, self._pool.close)
+        storing = storing and slot.key is not None and self._grant()
         task = {
             "reading": self.rows.item(slot.row), "deliver": deliver, "stamp": slot.stamp, "key": slot.key,
-            "folder": self.store.folder if slot.storing and self.store else None,
+            "folder": self.store.folder if storing and self.store else None,
         }  # fmt: skip
-        slot.future = self._pool.submit(decode_item, task)
+        slot.flight = _Flight(self._pool.submit(decode_item, task), storing)
         if slot.key is not None:
-            self._flying[slot.key] = slot.future, slot.storing
+            self._flying[slot.key] = slot.flight
 
     def _finish(self, slot: _Slot, deliver: bool) -> np.ndarray | Exception | None:
         """Wait for a row. What is damaged or was evicted since is decoded again: stored once more, then without."""
@@ -248,12 +267,13 @@ class Loader:
         while True:
             if slot.known is not None:
                 return slot.known.error(self.rows.path(slot.row))
-            if slot.future is not None:
-                outcome = outcome_of(slot.future)
-                shared = slot.key is not None and self._flying.pop(slot.key, None) is None
+            if slot.flight is not None:
+                if slot.key is not None and self._flying.get(slot.key) is slot.flight:
+                    del self._flying[slot.key]
+                outcome = slot.flight.outcome()
                 if not isinstance(outcome, int):
-                    self._learn(slot, outcome)
-                    return outcome.copy() if shared and isinstance(outcome, np.ndarray) else outcome
+                    self._learn(slot, slot.flight.storing, outcome)
+                    return outcome
                 self._granted -= outcome if self.reading.shape is None else 0
             if not deliver:
                 return None
@@ -263,14 +283,16 @@ class Loader:
             tries += 1
             self._submit(slot, deliver, storing=tries < 2)
 
-    def _learn(self, slot: _Slot, outcome: np.ndarray | Exception | None) -> None:
-        """Remember what became of a clip that has no entry."""
-        failed = isinstance(outcome, Exception)
-        if slot.storing and not failed and not self._full:
+    def _learn(self, slot: _Slot, storing: bool, outcome: np.ndarray | Exception | None) -> None:
+        """Remember what became of a clip that has no entry. It is no news of ``key`` if the file is another by now."""
+        failed, path = isinstance(outcome, Exception), self.rows.path(slot.row)
+        if slot.key is None or stamp_of(path) != slot.stamp:
+            return
+        if storing and not failed and not self._full:
             self._full = True
-            log.warning("%s could not be stored in %s", self.rows.path(slot.row), self.store and self.store.folder)
+            log.warning("%s could not be stored in %s", path, self.store and self.store.folder)
         verdict = Verdict.of(outcome, self.time_limit_seconds) if isinstance(outcome, Exception) else Verdict(kind="ok")
-        if slot.key is not None and verdict is not None:
+        if verdict is not None:
             self._learnt[slot.key] = verdict
             if len(self._learnt) >= _CHUNK:
                 self._note()
@@ -296,7 +318,7 @@ class Loader:
     def _room(self, wanted: int, cost: int) -> int:
         """Bytes that may be stored beside what children are still writing."""
         assert self.store is not None
-        writing = cost * sum(storing and not future.done() for future, storing in self._flying.values())
+        writing = cost * sum(flight.storing and not flight.future.done() for flight in self._flying.values())
         return self.store.make_room(wanted + writing) - writing
 
     def _grant(self) -> bool:
@@ -305,11 +327,11 @@ class Loader:
             return False
         cost = 1 if self.reading.shape is None else entry_bytes(self.reading.shape)
         if self._granted < cost:
-            wanted = max(cost, min(self._wanted or cost, self.store.limit // _SHARE))
+            wanted = max(cost, min(self._wanted or self.store.limit, self.store.limit // _SHARE))
             self._granted = self._room(wanted, cost)
             if self._granted < cost and self._flying:
                 # Clips that are being written count twice while they are: near the limit, wait and ask again.
-                wait_for_all([future for future, _ in self._flying.values()])
+                wait_for_all([flight.future for flight in self._flying.values()])
                 self._granted = self._room(wanted, cost)
         if self._granted < cost:
             self._full = True

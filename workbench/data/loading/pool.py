@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from multiprocessing import spawn
+from multiprocessing import spawn, util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import parent_process
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ import numpy as np
 log = logging.getLogger(__name__)
 _START_SECONDS = 120.0
 _AHEAD = 2  # items in a child's pipe: one that it works on and the next, so that it need not wait for this process
+_PIPE_BYTES = 16384  # more than that may not fit into a pipe that nobody reads: only a child that waits is sent it
+_READ_BYTES = 1 << 30  # at a time: macOS refuses 2 GiB
 _launching = threading.Lock()
 
 
@@ -34,7 +37,8 @@ class ItemTimeoutError(TimeoutError):
 class ItemCrashError(RuntimeError):
     """The process died at one item, for instance by a segmentation fault in a decoder.
 
-    ``exit_code`` is the process's: -11 a segmentation fault; -9 ended from outside, often by the kernel for memory.
+    ``exit_code`` is the process's: -11 a segmentation fault; -9 ended from outside, often by the kernel for memory;
+    None where the process did not get as far as the item.
     """
 
     def __init__(self, message: str, exit_code: int | None = None) -> None:
@@ -100,11 +104,10 @@ def _serve(items: Connection, answers: Connection) -> None:
 
 
 def _answer(items: Connection, answers: Connection) -> None:
+    data = items.recv_bytes()  # apart from the rest: an EOFError or OSError of the function is its outcome
     try:
-        function, item = items.recv()
+        function, item = ForkingPickler.loads(data)
         result = function(**item)
-    except EOFError:
-        raise
     except Exception as error:  # whatever the function raises is its outcome; the caller judges it
         _send(answers, "error", error)
         return
@@ -141,7 +144,7 @@ def _receive_bytes(pipe: Connection, data: memoryview) -> None:
         return
     done = 0
     while done < len(data):
-        count = os.readv(pipe.fileno(), [data[done:]])
+        count = os.readv(pipe.fileno(), [data[done : done + _READ_BYTES]])
         if not count:
             raise EOFError
         done += count
@@ -149,9 +152,12 @@ def _receive_bytes(pipe: Connection, data: memoryview) -> None:
 
 @dataclass
 class _Task:
-    function: Callable[..., Any]
-    item: Mapping[str, Any]
+    data: bytes  # function and item, pickled
     future: "Future[Any]" = field(default_factory=Future)
+
+    def is_wanted(self) -> bool:
+        """False where the future was cancelled; it cannot be from now on."""
+        return self.future.running() or self.future.set_running_or_notify_cancel()
 
 
 @dataclass
@@ -186,13 +192,20 @@ class GuardedPool:
         self._lock = threading.Lock()
         self._closed = False
         self._bell, self._ring = self._context.Pipe(duplex=False)
+        # At exit, before multiprocessing ends its processes one by one and this pool would start others for them.
+        self._at_exit = util.Finalize(None, self.close, exitpriority=10)
         self._thread = threading.Thread(target=self._run, name="guarded pool", daemon=True)
         self._thread.start()
 
     def submit(self, function: Callable[..., Any], item: Mapping[str, Any]) -> "Future[Any]":
         """Queue one item."""
         check_importable(function)
-        task = _Task(function, dict(item))
+        try:
+            task = _Task(bytes(ForkingPickler.dumps((function, dict(item)))))
+        except Exception as error:  # what cannot be pickled says so in many ways
+            task = _Task(b"")
+            task.future.set_exception(TypeError(f"the item {dict(item)!r} cannot be sent to a child: {error}"))
+            return task.future
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pool is closed; make another")
@@ -208,6 +221,7 @@ class GuardedPool:
             self._closed = True
             self._ring.send_bytes(b".")
         self._thread.join()
+        self._at_exit.cancel()
 
     def __enter__(self) -> "GuardedPool":
         return self
@@ -216,11 +230,13 @@ class GuardedPool:
         self.close()
 
     def _run(self) -> None:
+        end = "was closed"
         try:
             while not self._closed:
                 self._hand_out()
                 self._listen()
-        except Exception:
+        except Exception as error:
+            end = f"broke ({error})"
             log.exception("the guarded pool broke")
         finally:
             with self._lock:
@@ -228,8 +244,8 @@ class GuardedPool:
             for child in self._children:
                 self._end(child)
             left = [task for child in self._children for task in child.tasks] + list(self._waiting)
-            for task in left:
-                task.future.set_exception(RuntimeError("the pool was closed before this item was done"))
+            for task in filter(_Task.is_wanted, left):
+                task.future.set_exception(RuntimeError(f"the pool {end} before this item was done"))
             self._children.clear()
             self._ring.close()
             self._bell.close()
@@ -240,19 +256,19 @@ class GuardedPool:
             child = min(self._children, key=lambda c: len(c.tasks), default=None)
             if (child is None or child.tasks) and len(self._children) < self.workers:
                 child = self._start()
-            if child is None or len(child.tasks) >= _AHEAD:
+            large = len(self._waiting[0].data) > _PIPE_BYTES
+            if child is None or len(child.tasks) >= (1 if large else _AHEAD):
                 return
             task = self._waiting.popleft()
+            if not task.is_wanted():
+                continue
             if not child.tasks and child.ready:
                 child.deadline = time.monotonic() + self.limit
             child.tasks.append(task)
             try:
-                child.items.send((task.function, task.item))
+                child.items.send_bytes(task.data)
             except (OSError, EOFError):
                 log.debug("a child is gone; its pipe says so when it is read")
-            except Exception as error:  # what cannot be pickled says so in many ways
-                child.tasks.pop()
-                task.future.set_exception(TypeError(f"the item {task.item!r} cannot be sent to a child: {error}"))
 
     def _start(self) -> _Child:
         their_items, items = self._context.Pipe(duplex=False)
@@ -279,8 +295,8 @@ class GuardedPool:
         now = time.monotonic()
         # An answer that came while this thread slept counts: a deadline is held against silent children only.
         for child in [c for c in self._children if c.tasks and now >= c.deadline and not c.answers.poll()]:
-            late = f"took longer than {self.limit:g} s" if child.ready else "its process did not start"
-            self._lose(child, ItemTimeoutError(late))
+            late = ItemTimeoutError(f"took longer than {self.limit:g} s")
+            self._lose(child, late if child.ready else ItemCrashError("its process did not start"))
 
     def _receive(self, child: _Child) -> None:
         try:
@@ -289,10 +305,8 @@ class GuardedPool:
                 array = np.empty(value[1], np.dtype(value[0]))
                 _receive_bytes(child.answers, array.reshape(-1).view(np.uint8).data)
                 value = array
-        except (EOFError, OSError):
-            child.process.join(5)
-            code = child.process.exitcode
-            self._lose(child, ItemCrashError(f"the decoding process died (exit code {code})", code))
+        except (EOFError, OSError, MemoryError) as error:  # without memory for it, the array stays in the pipe
+            self._lose(child, error if isinstance(error, MemoryError) else _death_of(child))
             return
         except Exception as error:  # an exception class that cannot be put together again says so in its own way
             kind, value = "error", RuntimeError(f"an answer cannot be read: {error!r}")
@@ -318,6 +332,14 @@ class GuardedPool:
         child.process.join()
         child.items.close()
         child.answers.close()
+
+
+def _death_of(child: _Child) -> ItemCrashError:
+    child.process.join(5)
+    code = child.process.exitcode
+    if not child.ready:
+        return ItemCrashError(f"its process did not start (exit code {code})")
+    return ItemCrashError(f"the decoding process died (exit code {code})", code)
 
 
 def outcome_of(future: "Future[Any]") -> Any:

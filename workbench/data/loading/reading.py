@@ -7,6 +7,8 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from workbench.data.clips import READER_VERSION, decoder_name
 from workbench.data.frames import Sampling, check_views
 
@@ -37,6 +39,9 @@ class Reading:
         )  # fmt: skip
         check_views(self.size_px, self.fit, self.num_crops, self.resize_px)
         object.__setattr__(self, "decoder", decoder_name(self.decoder))
+        for name, value in asdict(self).items():
+            if isinstance(value, np.generic):  # NumPy's numbers are no JSON
+                object.__setattr__(self, name, value.item())
         if self.resize_px == self.size_px:
             object.__setattr__(self, "resize_px", None)  # one way to say it, so that equal readings share entries
 
@@ -58,7 +63,8 @@ class Rows:
     """
 
     def __init__(self, table: "ClipTable", reading: Reading) -> None:
-        self.reading, self._root, frame = reading, os.fspath(table.root), table.frame
+        # Absolute, for children and later readers, whose working folder may be another one.
+        self.reading, self._root, frame = reading, os.path.abspath(table.root), table.frame
         self._paths = frame["path"].to_numpy()
         self._starts, self._ends = (frame[c].to_numpy(float) for c in ("start_seconds", "end_seconds"))
         self._decoders = frame["decoder"].to_numpy() if "decoder" in frame.columns else None

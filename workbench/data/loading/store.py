@@ -1,6 +1,7 @@
 """Decoded clips on disk: one file per clip, bounded in all, shared by any number of processes.
 
-An entry is a header (below) and the clip's bytes, so that reading it is one copy out of the page cache. It is written
+An entry is a header (below) and the clip's bytes, so that reading it is one copy out of the page cache; what a process
+reads again it keeps mapped into memory, which makes the copy a plain one. It is written
 under a temporary name and renamed: whatever is killed at any moment, an entry is there whole or not at all. What the
 disk does to it afterwards is caught by its size at every read and by its checksum at a process's first read; such an
 entry is removed and reported as missing, never returned.
@@ -11,6 +12,7 @@ number of dimensions (4), up to 8 sizes (4 each, the others 0).
 
 import logging
 import math
+import mmap
 import os
 import struct
 import time
@@ -31,8 +33,15 @@ _TOUCH_SECONDS = 600.0
 _IN_USE_SECONDS = 3600.0 + _TOUCH_SECONDS  # what was used in the last hour, whenever in its ten minutes it was noted
 _STALE_SECONDS = 24 * 3600.0
 
+_CHECKED_ENTRIES = 200_000
 _checked: dict[str, int] = {}
 """Entries whose checksum this process has seen to be right, by path: their inode (a new file gets another)."""
+
+_MAPPED_BYTES, _MAPPED_ENTRIES = 4 << 30, 16_384  # Linux lets a process have some 65,000 maps in all
+_maps: dict[str, tuple[int, int, np.ndarray]] = {}
+"""Entries that this process keeps mapped, by path: inode, size of the file, and the clip. Their pages are the page
+cache's own; what was mapped first stays, so that a table too large for all does not push out what it needs next."""
+_mapped_bytes = 0
 
 
 def limit_bytes() -> int:
@@ -80,6 +89,11 @@ class Store:
     def read(self, key: str, out: np.ndarray | None = None) -> np.ndarray | None:
         """The clip, in ``out`` (C-contiguous, of its shape) if given; None where there is no good entry."""
         path = self.path(key)
+        if (kept := _mapped(path)) is not None:
+            clip = np.empty(kept.shape, np.uint8) if out is None else out
+            _check_out(clip, kept.shape)
+            np.copyto(clip, kept)
+            return clip
         try:
             with open(path, "rb", buffering=0) as file:
                 stat = os.fstat(file.fileno())
@@ -89,11 +103,12 @@ class Store:
                     self._discard(path, f"{stat.st_size} bytes and a header that does not fit them")
                     return None
                 clip = np.empty(shape, np.uint8) if out is None else out
-                if clip.shape != shape or clip.dtype != np.uint8 or not clip.flags.c_contiguous:
-                    raise ValueError(f"out is {clip.dtype} {clip.shape}; this clip is C-contiguous uint8 {shape}")
+                _check_out(clip, shape)
                 if not _fill(file, clip):
                     self._discard(path, "it ends early")
                     return None
+                if _checked.get(path) == stat.st_ino:
+                    _map(path, file, stat, shape)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -103,6 +118,8 @@ class Store:
             if _crc(header, clip) != _HEADER.unpack(header)[2]:
                 self._discard(path, "its checksum is wrong")
                 return None
+            if len(_checked) >= _CHECKED_ENTRIES:
+                _checked.clear()  # a table may be longer than memory: they are checked once more
             _checked[path] = stat.st_ino
         _touch(path, stat)
         return clip
@@ -144,7 +161,7 @@ class Store:
             if total + wanted <= self.limit or now - used < _IN_USE_SECONDS:
                 break
             if not path.endswith(".part") and _unused(path, now) and _remove(path):
-                _checked.pop(path, None)
+                _forget(path)
                 total -= size
         return max(0, min(wanted, self.limit - total))
 
@@ -165,8 +182,51 @@ class Store:
 
     def _discard(self, path: str, what: str) -> None:
         log.warning("the stored clip %s is damaged (%s); removed, to be decoded again", path, what)
-        _checked.pop(path, None)
+        _forget(path)
         _remove(path)
+
+
+def _mapped(path: str) -> np.ndarray | None:
+    """The clip, where this process has it mapped and the file is still the one it was; counts as a use."""
+    if path not in _maps:
+        return None
+    inode, size, clip = _maps[path]
+    try:
+        stat = os.stat(path)
+    except OSError:
+        stat = None
+    if stat is None or (stat.st_ino, stat.st_size) != (inode, size):  # a page beyond a file's end would be fatal
+        _forget(path)
+        return None
+    _touch(path, stat)
+    return clip
+
+
+def _map(path: str, file: FileIO, stat: os.stat_result, shape: tuple[int, ...]) -> None:
+    """Keep a checked entry mapped, as far as there is room. Not on Windows, which could not remove it then."""
+    global _mapped_bytes
+    full = len(_maps) >= _MAPPED_ENTRIES or _mapped_bytes + stat.st_size > _MAPPED_BYTES
+    if full or path in _maps or os.name == "nt":
+        return
+    try:
+        pages = mmap.mmap(file.fileno(), stat.st_size, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        log.debug("%s is read, not mapped: %s", path, error)  # a limit of the system, or of a file system
+        return
+    _maps[path] = stat.st_ino, stat.st_size, np.frombuffer(pages, np.uint8, offset=HEADER_BYTES).reshape(shape)
+    _mapped_bytes += stat.st_size
+
+
+def _forget(path: str) -> None:
+    global _mapped_bytes
+    _checked.pop(path, None)
+    _, size, _ = _maps.pop(path, (0, 0, None))
+    _mapped_bytes -= size
+
+
+def _check_out(out: np.ndarray, shape: tuple[int, ...]) -> None:
+    if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+        raise ValueError(f"out is {out.dtype} {out.shape}; this clip is C-contiguous uint8 {shape}")
 
 
 def _shape(header: bytes, key: str) -> tuple[int, ...] | None:

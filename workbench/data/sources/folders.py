@@ -74,6 +74,8 @@ def class_frame(root: Path, task: str, exclude: set[str]) -> pd.DataFrame:
             f"{str(root)!r} has no class folders: {found}put the clips of each class into a sub-folder of its name, "
             "list them in a CSV with the columns path and label, or open them with unlabelled=True"
         )
+    if beside := [p.name for p in root.iterdir() if is_video(p.name) and p.is_file()]:
+        log.warning("%s: ignored %d video file(s) that lie in no class folder, e.g. %s", root, len(beside), min(beside))
     if unknown := exclude - set(names):
         raise ValueError(f"exclude={sorted(unknown)} is no class of {str(root)!r}; it has {names}")
     rows: list[tuple[str, str, str | None]] = []
@@ -160,6 +162,9 @@ def with_groups(
     twice = table.path[table.path.duplicated()]
     if len(twice):
         raise ValueError(f"{str(file)!r} lists {twice.iloc[0]!r} more than once ({len(twice)} repeated path(s))")
+    lost = [path for path in table.path[~table.path.isin(frame.path)] if not os.path.lexists(root / path)]
+    if lost:
+        log.warning("%s: %d row(s) name a file that is not there, e.g. %s", file, len(lost), lost[0])
     listed = table.set_index("path").reindex(frame.path)
     missing = frame.path[listed[wanted].isna().to_numpy()]
     if len(missing):

@@ -1,5 +1,6 @@
 """Clips listed in a CSV, Parquet file or the records of shards: which column is what, and which kind a label is."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 import pandas as pd
 
 from workbench.data.tables import REQUIRED, SPLITS, Task
+
+log = logging.getLogger(__name__)
 
 _MANY_VALUES = 20
 """A column of more distinct whole numbers than this is a quantity, not a class."""
@@ -25,14 +28,17 @@ def read_table(file: Path) -> pd.DataFrame:
     """
     suffix = file.suffix.lower()
     if suffix not in (".csv", ".tsv", ".txt", ".parquet"):
-        raise ValueError(f"{str(file)!r} is neither a folder nor a .csv, .tsv or .parquet file")
+        raise ValueError(f"{str(file)!r} is none of: a folder, a .csv, .tsv or .parquet file, an uncompressed .tar")
     try:
         if suffix == ".parquet":
-            return pd.read_parquet(file)
+            return _missing_booleans(pd.read_parquet(file))
         sep = "\t" if suffix == ".tsv" else ","
-        return _missing_numbers(pd.read_csv(file, sep=sep, keep_default_na=False, na_values=["", "nan", "NaN"]))
+        frame = pd.read_csv(file, sep=sep, keep_default_na=False, na_values=["", "nan", "NaN"])
+        return _missing_booleans(_missing_numbers(frame))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(file)!r} cannot be read as a table: it is not UTF-8 ({error})") from error
     except (ValueError, OSError) as error:  # pandas' and Arrow's own are ValueErrors
-        raise ValueError(f"{str(file)!r} cannot be read as a table: {error}") from error
+        raise ValueError(f"{str(file)!r} cannot be read as a table: {str(error).strip()}") from error
 
 
 def _missing_numbers(frame: pd.DataFrame) -> pd.DataFrame:
@@ -46,11 +52,21 @@ def _missing_numbers(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+def _missing_booleans(frame: pd.DataFrame) -> pd.DataFrame:
+    """True and False with some missing as 1, 0 and NaN; pandas reads them as objects."""
+    for column in frame.columns[frame.dtypes.map(pd.api.types.is_object_dtype).to_numpy()]:
+        if pd.api.types.infer_dtype(frame[column]) == "boolean" and frame[column].notna().any():
+            frame[column] = frame[column].astype(float)
+    return frame
+
+
 def need(frame: pd.DataFrame, columns: Sequence[str], source: object) -> None:
     """Raise ValueError, with the columns that are there, unless all of ``columns`` are."""
     missing = [c for c in columns if c not in frame.columns]
     if missing:
-        raise ValueError(f"{str(source)!r} lacks the column(s) {missing}; it has {list(frame.columns)}")
+        other = next((s for s in (";", "\t", "|") if len(frame.columns) == 1 and s in str(frame.columns[0])), None)
+        hint = f": its columns seem to be separated by {other!r}; save it with commas" if other else ""
+        raise ValueError(f"{str(source)!r} lacks the column(s) {missing}; it has {list(frame.columns)}{hint}")
 
 
 def listed_clips(
@@ -62,6 +78,8 @@ def listed_clips(
     if tasks is not None:
         if label_column is not None or task is not None:
             raise ValueError("give tasks, or task and label_column, not both")
+        if isinstance(tasks, Task) or not all(isinstance(t, Task) for t in tasks):
+            raise TypeError(f"tasks={tasks!r} must be a list of Task; label_column takes the names of columns")
         labels = [t.name for t in tasks]
     elif unlabelled:
         labels = []
@@ -85,9 +103,26 @@ def listed_clips(
     renamed = renamed.assign(group=group.astype(str), split=_splits(renamed, source))
     made = list(tasks) if tasks is not None else [infer_task(renamed, roles.get(c, c)) for c in labels]
     for each in made:
-        if each.classes and each.kind == "multiclass":
+        if each.kind == "multiclass":
+            _say_alike(each, renamed[each.name])
             renamed = renamed.assign(**{each.name: _class_names(renamed[each.name])})
     return filled(renamed), made
+
+
+def _say_alike(task: Task, labels: pd.Series) -> None:
+    """Warn of classes that look like slips of the pen: one name in two spellings, words among numbers."""
+    spellings: dict[str, list[str]] = {}
+    for name in task.classes:
+        spellings.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    if alike := [names for names in spellings.values() if len(names) > 1]:
+        log.warning("task %r has classes that differ only by spaces or capitals: %s", task.name, alike[0])
+    numeric = pd.to_numeric(pd.Series(task.classes), errors="coerce").notna()
+    if numeric.any() and not numeric.all() and not pd.api.types.is_numeric_dtype(labels):
+        word = next(c for c, is_number in zip(task.classes, numeric, strict=True) if not is_number)
+        log.warning(
+            "task %r mixes %d numbers with words such as %r: all %d are read as names of classes",
+            task.name, int(numeric.sum()), word, len(task.classes),
+        )  # fmt: skip
 
 
 def _splits(frame: pd.DataFrame, source: object) -> pd.Series:
@@ -106,13 +141,15 @@ def filled(frame: pd.DataFrame) -> pd.DataFrame:
     for column in ("start_seconds", "end_seconds"):
         values = frame[column] if column in frame else pd.Series(np.nan, index=frame.index)
         frame = frame.assign(**{column: _numbers(values, column)})
+    if (frame.start_seconds < 0).any():
+        raise ValueError(f"start_seconds counts from a file's first frame; found {frame.start_seconds.min():g}")
     if "clip_id" not in frame:
         ids = frame.path.astype(str)
         timed = (frame.start_seconds.notna() | frame.end_seconds.notna()).to_numpy()
         if timed.any():
             spans = frame.loc[timed, ["path", "start_seconds", "end_seconds"]]
             ids = ids.copy()
-            ids[timed] = [f"{p}#{s:g}-{e:g}" for p, s, e in spans.itertuples(index=False)]
+            ids[timed] = [f"{p}#{s:.9g}-{e:.9g}" for p, s, e in spans.itertuples(index=False)]
         frame = frame.assign(clip_id=ids)
     return frame[[*REQUIRED, *(c for c in frame.columns if c not in REQUIRED)]]
 
@@ -132,6 +169,8 @@ def infer_task(frame: pd.DataFrame, column: str) -> Task:
         raise ValueError(f"column {column!r} has no label at all")
     if pd.api.types.is_numeric_dtype(values):
         distinct = np.unique(values.to_numpy(float))
+        if np.isinf(distinct).any():
+            raise ValueError(f"column {column!r} has an infinite label; leave it empty where it is unknown")
         if set(distinct) == {0.0, 1.0}:
             return Task(column, "binary")
         if (distinct % 1 != 0).any() or len(distinct) > _MANY_VALUES:

@@ -63,7 +63,9 @@ def read(
     if not path.exists():
         raise FileNotFoundError(f"{str(path)!r} does not exist; give the folder of {PUBLIC[kind].about['name']}")
     base = Path(root) if root is not None else (path if path.is_dir() else path.parent)
-    listed, made = PUBLIC[kind].read(path, fold or 1)
+    listed, made = PUBLIC[kind].read(path, 1 if fold is None else fold)
+    if listed[["path", "stem"]].isna().any(axis=None) or listed[made.name].isna().any():
+        raise ValueError(f"{str(path)!r}: a row of its lists has no {made.name}, or does not say which video it is of")
     if task is not None:
         listed, made = listed.rename(columns={made.name: task}), Task(task, made.kind, made.classes)
     frame, gone = _with_files(listed, base, PUBLIC[kind].stem)
@@ -142,7 +144,7 @@ def _with_files(listed: pd.DataFrame, base: Path, stem: Callable[[str], str]) ->
 
 def _ucf101(folder: Path, fold: int) -> tuple[pd.DataFrame, Task]:
     files = _lists(folder)
-    classes = [line.split()[1] for line in _lines(_the(files, "classInd.txt", folder))]
+    classes = [fields[1] for fields in _fields(_the(files, "classInd.txt", folder), 2)]
     parts = []
     for split in ("train", "test"):
         file = _the(files, f"{split}list{fold:02d}.txt", folder)
@@ -163,8 +165,8 @@ def _hmdb51(folder: Path, fold: int) -> tuple[pd.DataFrame, Task]:
         raise FileNotFoundError(f"{str(folder)!r} has no list '<class>_test_split{fold}.txt'")
     rows = []
     for label, file in sorted(lists.items()):
-        for line in _lines(file):
-            name, code = line.rsplit(None, 1)
+        for *words, code in _fields(file, 2):
+            line, name = " ".join((*words, code)), " ".join(words)
             if code not in ("0", "1", "2"):
                 raise ValueError(f"{str(file)!r}: {line!r} ends in none of 0 (unused), 1 (train) and 2 (test)")
             if code != "0":
@@ -194,7 +196,9 @@ def _kinetics(path: Path, fold: int) -> tuple[pd.DataFrame, Task]:
     if not parts:
         raise FileNotFoundError(f"{str(path)!r} has no CSV with the columns {', '.join(_KINETICS)}")
     frame = pd.concat(parts, ignore_index=True).drop_duplicates(["youtube_id", "time_start", "time_end"])
-    start, end = frame.time_start.astype(float), frame.time_end.astype(float)
+    start, end = _floats(frame.time_start, files[0]), _floats(frame.time_end, files[0])
+    if frame[["label", "youtube_id"]].isna().any(axis=None):
+        raise ValueError(f"{str(files[0])!r} has rows without a label or a youtube_id, which are needed in each")
     stem = [f"{i}_{s:06.0f}_{e:06.0f}" for i, s, e in zip(frame.youtube_id, start, end, strict=True)]
     made = pd.DataFrame(
         {
@@ -215,13 +219,15 @@ def _ssv2(folder: Path, fold: int) -> tuple[pd.DataFrame, Task]:
     labels = _ssv2_list(files, "labels")
     if labels is None:
         raise FileNotFoundError(f"{str(folder)!r} has no labels.json of Something-Something v2")
-    numbers = {name: int(number) for name, number in json.loads(labels.read_text(encoding="utf-8")).items()}
+    numbers = {name: int(number) for name, number in _json(labels).items()}
     rows: list[tuple[str | None, ...]] = []
     for part, split in (("train", "train"), ("validation", "val")):
         file = _ssv2_list(files, part)
         if file is None:
             raise FileNotFoundError(f"{str(folder)!r} has no {part}.json of Something-Something v2")
-        for clip in json.loads(file.read_text(encoding="utf-8")):
+        for clip in _json(file):
+            if not {"id", "template"} <= set(clip):
+                raise ValueError(f"{str(file)!r}: every clip needs an id and a template; found {clip}")
             rows.append((str(clip["id"]), re.sub(r"[\[\]]", "", clip["template"]), clip.get("label"), split))
     answers = next((f for f in files if f.name.endswith("test-answers.csv")), None)
     if answers is not None:
@@ -243,7 +249,7 @@ def _konvid1k(path: Path, fold: int) -> tuple[pd.DataFrame, Task]:
         raise ValueError(f"{str(lists[0])!r} has neither flickr_id nor file_name; it has {list(table.columns)}")
     stem = table[key].astype(str).str.replace(r"\.\w+$", "", regex=True).map(_konvid_stem)
     frame = pd.DataFrame({"path": "KoNViD_1k_videos/" + stem + ".mp4", "stem": stem, "group": stem})
-    return frame.assign(quality=table[columns["mos"]].astype(float), split=None), Task("quality", "regression")
+    return frame.assign(quality=_floats(table[columns["mos"]], lists[0]), split=None), Task("quality", "regression")
 
 
 def _konvid_stem(name: str) -> str:
@@ -254,6 +260,28 @@ def _konvid_stem(name: str) -> str:
 
 def _lines(file: Path) -> list[str]:
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _fields(file: Path, least: int) -> list[list[str]]:
+    rows = [line.split() for line in _lines(file)]
+    if short := [row for row in rows if len(row) < least]:
+        raise ValueError(f"{str(file)!r}: {' '.join(short[0])!r} should be {least} fields with a space between")
+    return rows
+
+
+def _floats(values: pd.Series, file: Path) -> pd.Series:
+    numbers = pd.to_numeric(values, errors="coerce").astype(float)
+    if (numbers.isna() & values.notna()).any():
+        odd = values[numbers.isna() & values.notna()].iloc[0]
+        raise ValueError(f"{str(file)!r}: {values.name} must be numbers; found {odd!r}")
+    return numbers
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r} is not JSON: {error}") from error
 
 
 def _stem(paths: pd.Series) -> pd.Series:

@@ -62,6 +62,8 @@ def write_shards(
     if clips_per_shard < 1:
         raise ValueError(f"clips_per_shard={clips_per_shard} must be at least 1")
     folder = Path(folder)
+    if folder.resolve() == table.root.resolve():
+        raise FileExistsError(f"{str(folder)!r} holds the clips themselves; give an empty folder for their shards")
     folder.mkdir(parents=True, exist_ok=True)
     codes, paths = pd.factorize(table.frame.path)
     plan = _plan(table, codes, clips_per_shard, seed)
