@@ -22,7 +22,7 @@ def test_setup_fingerprint_changes_with_every_field() -> None:
         {"fit": "pad"}, {"rand_augment": 2}, {"magnitude": 5.0}, {"erasing": 0.25}, {"mixup": 0.8}, {"cutmix": 1.0},
         {"mix_regression": True}, {"sampling": "fps", "fps": 5.0}, {"sampling": "dense", "sampling_rate": 2},
         {"short": "wrap"}, {"test_clips": 2}, {"test_crops": 3}, {"decoder": "pyav"}, {"precision": "fp32"},
-        {"seed": 1},
+        {"seed": 1}, {"num_frames": 8}, {"size_px": 32},
     ]  # fmt: skip
     assert {field for change in changes for field in change} == set(base.to_json()), "a field is missing from this test"
     prints = {base.replace(**change).fingerprint() for change in changes} | {base.fingerprint()}
