@@ -67,9 +67,9 @@ test-all: lint
 notebooks: $(STAMP)
 	$(PYTEST) tests/test_notebooks.py notebooks $(PYTEST_FLAGS)
 
-# Each benchmarks/bench_*.py is a script that prints its figures and the command and machine that made them.
+# Each benchmarks/*.py but results.py is a script that prints its figures and the command and machine that made them.
 bench: $(STAMP)
-	@set -e; ls benchmarks/bench_*.py >/dev/null; for f in benchmarks/bench_*.py; do echo "== $$f"; $(BIN)/python $$f $(ARGS); done
+	@set -e; for f in $(filter-out benchmarks/results.py,$(sort $(wildcard benchmarks/*.py))); do echo "== $$f"; $(BIN)/python $$f $(ARGS); done
 
 book: $(STAMP)
 	@mkdir -p reports/book

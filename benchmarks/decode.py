@@ -1,6 +1,6 @@
 """Clips per second through the loader, against loops that call a decoder directly, and from the store.
 
-    python benchmarks/bench_decode.py [--sizes 320x240 1280x720] [--clips 64] [--repeats 7] [--peers PATH]
+    python benchmarks/decode.py [--sizes 320x240 1280x720] [--clips 64] [--repeats 7] [--peers PATH]
 
 16 uniform frames, centre crop, antialiased to 112 px, from generated 3 s H.264 videos (30 fps, x264's default GOP).
 Everything runs with two processes of one decoder thread each, in turns, in one run; a peer's process keeps its clips to
@@ -22,6 +22,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import date
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,11 @@ def _serve(pipe: Connection, name: str, paths: list[str], extra: str | None) -> 
     """A peer's process: reads its paths once per order, and says when it is done."""
     if extra:
         sys.path.append(extra)
-    import_module(MODULES[name.split(",")[0]])
+    try:
+        import_module(MODULES[name.split(",")[0]])
+    except (ImportError, OSError, RuntimeError):
+        pipe.close()  # the parent says that it is left out
+        return
     first = PEERS[name](paths[0])
     pipe.send((first.shape, float(first.mean())))
     while pipe.recv():
@@ -344,6 +349,17 @@ def section(size: str, args: argparse.Namespace, folder: Path) -> list[str]:
     ]
 
 
+def versions() -> str:
+    """Of Python, and of each decoder and library that the figures depend on."""
+    found = [f"Python {platform.python_version()}"]
+    for name in ("av", "decord", "torchcodec", "opencv-python-headless", "opencv-python", "pillow", "numpy", "torch"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["320x240", "1280x720"])
@@ -352,7 +368,7 @@ def main() -> None:
     parser.add_argument("--peers")
     args = parser.parse_args()
     lines = [
-        f"`benchmarks/bench_decode.py --clips {args.clips} --repeats {args.repeats}`: {FRAMES} frames at {SIDE} px; "
+        f"`benchmarks/decode.py --clips {args.clips} --repeats {args.repeats}`: {FRAMES} frames at {SIDE} px; "
         f"clips/s (median, least, most of {args.repeats} turns), CPU time (the loader's with its parent's; other work "
         "on the machine hardly moves it) and peak memory of the two worker processes together.",
         "",
@@ -360,7 +376,7 @@ def main() -> None:
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
             lines += section(size, args, Path(folder))
-    lines.append(f"{date.today()}; {platform.machine()}, {platform.system()}, {psutil.cpu_count()} cores")
+    lines.append(f"{date.today()}; {platform.machine()}, {platform.system()}, {psutil.cpu_count()} cores; {versions()}")
     write_section("Decoding", lines)
     print("\n".join(lines))
 

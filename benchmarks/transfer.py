@@ -1,6 +1,6 @@
 """Does transferring ``nano`` beat training from scratch? On the playground, and on real gestures where there are any.
 
-    python benchmarks/bench_transfer.py [--egogestar FOLDER] [--runs DIR] [--device auto] [--only playground|egogestar]
+    python benchmarks/transfer.py [--egogestar FOLDER] [--runs DIR] [--device auto] [--only playground|egogestar]
 
 Writes the section "Transfer" of ``benchmarks/RESULTS.md``. Runs are kept in ``--runs`` and read again when finished.
 EgoGestAR is not part of this project; without it that half is left out and the file says so.
