@@ -10,7 +10,8 @@ from workbench.data.tables import DECODERS
 from workbench.models.strategies import Strategy, parse_strategy
 
 # Peak learning rates (backbone, heads) for AdamW at batch 16 on some hundreds of clips. Heads start from nothing and
-# take more than a pretrained backbone can bear; from random weights the two are alike.
+# take more than a pretrained backbone can bear; from random weights the two are alike. Not tuned on clips of ours, and
+# the sources are named from memory: look one up before relying on it.
 _RATES = {
     "scratch": (5e-4, 5e-4),
     "linear": (0.0, 5e-3),
