@@ -86,7 +86,7 @@ def test_main_ends_with_one_line_and_code_2_for_a_users_error(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch, tmp_path: Path
 ) -> None:
     # The strategy is checked before anything is built, so no playground is needed for it.
-    monkeypatch.setattr("workbench.cli._open", _open_unless_playground)
+    monkeypatch.setattr("workbench.cli.actions.open_source", _open_unless_playground)
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and "Traceback" not in error

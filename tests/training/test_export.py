@@ -195,9 +195,9 @@ def test_export_from_the_shell(runs, tmp_path, capsys):
 
 
 def test_the_shells_list_of_strategies_is_whole():
-    from workbench.cli import _STRATEGIES
+    from workbench.cli import options
 
-    assert _STRATEGIES.split(", ") == [str(s) for s in STRATEGIES.values()]
+    assert options.STRATEGIES.split(", ") == [str(s) for s in STRATEGIES.values()]
 
 
 def test_setup_records_the_value_and_takes_a_strategy_object():

@@ -1,0 +1,149 @@
+"""What each verb does; it returns the exit code."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from workbench.cli.options import open_source, open_whatever, setup_fields
+
+
+def train(args: argparse.Namespace) -> int:
+    from workbench.analysis.evaluate import evaluate
+    from workbench.training.finetune import fine_tune
+    from workbench.training.setup import Setup
+
+    table = open_source(args)
+    print(table)
+    setup = Setup(strategy=args.strategy, **setup_fields(args))
+    run = fine_tune(setup, table, runs_dir=args.runs, device=args.device, workers=args.workers)
+    print(run)
+    split = "test" if run.record["data"]["clips"]["test"] else "val"
+    print(evaluate(run, split=split).drop(columns="protocol").to_string(index=False))
+    _say_quarantine(run)
+    print(f"run folder: {run.folder}")
+    return 0
+
+
+def _say_quarantine(run: Any) -> None:
+    for row in run.record["data"]["quarantine"]:
+        print(f"quarantined {row['path']}: {row['reason']}")
+
+
+def sweep(args: argparse.Namespace) -> int:
+    from workbench.analysis.compare import compare
+    from workbench.training.sweep import sweep
+
+    table = open_source(args)
+    print(table)
+    runs = sweep(
+        table,
+        args.strategies.split(","),
+        runs_dir=args.runs,
+        device=args.device,
+        workers=args.workers,
+        **setup_fields(args),
+    )
+    print(compare(runs))
+    _say_quarantine(next(iter(runs.values())))
+    for run in runs.values():
+        print(f"run folder: {run.folder}")
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    from workbench.analysis.compare import compare
+    from workbench.training.runs import load_run
+
+    runs = [load_run(folder) for folder in args.run]
+    names = [run.name for run in runs]
+    named = {r.name if names.count(r.name) == 1 else r.folder.name: r for r in runs}
+    print(compare(named, split=args.split, reference=args.reference))
+    return 0
+
+
+def predict(args: argparse.Namespace) -> int:
+    from workbench.training.predict import predict
+    from workbench.training.runs import load_run
+
+    table = predict(load_run(args.run), args.file, device=args.device, workers=args.workers)
+    if args.csv:
+        Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(args.csv, index=False)
+        print(f"wrote {args.csv}")
+    else:
+        print(table.to_string(index=False))
+    return 1 if (table.reason != "").any() else 0
+
+
+def data(args: argparse.Namespace) -> int:
+    table = open_source(args)
+    print(table)
+    for task in table.tasks:
+        counts = table.frame.groupby(table.frame.split.astype(object).fillna("in no split"))[task.name]
+        print(f"\n{task.name}:")
+        print(
+            (
+                counts.describe() if task.kind == "regression" else counts.value_counts().unstack(0, fill_value=0)
+            ).to_string()
+        )
+        if missing := int(table.frame[task.name].isna().sum()):
+            print(f"{missing} clip(s) have no {task.name}")
+    for row in table.quarantine.head(20).to_dict("records"):
+        print(f"quarantined {row['path']}: {row['reason']}")
+    if len(table.quarantine) > 20:
+        print(f"... and {len(table.quarantine) - 20} more")
+    if args.save:
+        print(f"\nsaved to {table.save(args.save)}")
+    if args.shards:
+        from workbench.data.sources.shards import write_shards
+
+        print(f"\n{write_shards(table, args.shards, clips_per_shard=args.clips_per_shard)}\nin {args.shards}")
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from workbench.data.doctor import examine, other_files
+
+    args.allow_leak = True  # to be reported, not refused
+    table = open_whatever(args)
+    also = other_files(table, args.source) if not args.exclude else []
+    options = {"workers": args.workers, "time_limit_seconds": args.time_limit, "memory_gib": args.memory}
+    report = examine(table, also=also, **options)
+    print(report)
+    if args.json:
+        print(f"verdicts: {report.write_json(args.json)}")
+    if args.html:
+        from workbench.views.doctor_page import write_doctor_page
+
+        print(f"report: {write_doctor_page(report, args.html)}")
+    return 1 if report.counts()["quarantined"] or len(table.quarantine) else 0
+
+
+def pretrain(args: argparse.Namespace) -> int:
+    from workbench.training.pretrain import PretrainSetup, pretrain
+
+    changes = {name: getattr(args, name) for name in ("steps", "batch_size", "seed") if getattr(args, name) is not None}
+    print(pretrain(args.folder, PretrainSetup(**changes), device=args.device))
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from workbench.training.export import export
+    from workbench.training.runs import load_run
+
+    print(export(load_run(args.run), args.folder, encoder=args.encoder))
+    return 0
+
+
+def demo(args: argparse.Namespace) -> int:
+    from workbench.demo import demo
+
+    options = {"clips": args.clips, "epochs": args.epochs, "device": args.device, "workers": args.workers}
+    demo(report=args.report, runs_dir=args.runs, **options)
+    return 0
+
+
+def lab(args: argparse.Namespace) -> int:
+    return subprocess.call([sys.executable, "-m", "jupyter", "lab", args.folder])
