@@ -2,7 +2,8 @@
 #   make demo      the main job, headless: reports/quickstart.html
 #   make lab       JupyterLab on the notebooks
 #   make test      lint, types, tests and all notebooks; `make test-all` adds the checks marked slow
-#   make bench     the figures in the README; `make book` renders the notebooks, with outputs, to reports/book
+#   make bench     the figures of benchmarks/RESULTS.md; `make studies` adds those that train for hours
+#   make book      the notebooks, with outputs, in reports/book
 # Another interpreter: make demo PYTHON=python3.12     Other pip options: make setup PIP_FLAGS="--extra-index-url ..."
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python,$(if $(shell $(p) -c $(IS_NEW) 2>/dev/null),$(p),)) python3)
@@ -22,7 +23,7 @@ TEST_ENV := WORKBENCH_FAST=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_TH
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --nbmake --nbmake-timeout=180 --doctest-modules
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test test-all notebooks bench book lint format lock clean distclean
+.PHONY: help setup demo lab test test-all notebooks bench studies book lint format lock clean distclean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -67,9 +68,14 @@ test-all: lint
 notebooks: $(STAMP)
 	$(PYTEST) tests/test_notebooks.py notebooks $(PYTEST_FLAGS)
 
-# Each benchmarks/*.py but results.py is a script that prints its figures and the command and machine that made them.
+# Each benchmarks/*.py but the shared ones is a script that prints its figures and the command and machine that made them.
+SHARED := $(addprefix benchmarks/,results.py repeated.py)
+STUDIES := $(addprefix benchmarks/,strategies.py few_labels.py pretraining.py)
 bench: $(STAMP)
-	@set -e; for f in $(filter-out benchmarks/results.py,$(sort $(wildcard benchmarks/*.py))); do echo "== $$f"; $(BIN)/python $$f $(ARGS); done
+	@set -e; for f in $(filter-out $(SHARED) $(STUDIES),$(sort $(wildcard benchmarks/*.py))); do echo "== $$f"; $(BIN)/python $$f $(ARGS); done
+
+studies: $(STAMP)
+	@set -e; for f in $(STUDIES); do echo "== $$f"; $(BIN)/python $$f $(ARGS); done
 
 book: $(STAMP)
 	@mkdir -p reports/book

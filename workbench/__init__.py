@@ -11,6 +11,8 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds 
     from workbench.analysis.errors import errors as errors
     from workbench.analysis.evaluate import evaluate as evaluate
     from workbench.analysis.explain import explain as explain
+    from workbench.analysis.label_study import label_study as label_study
+    from workbench.analysis.transferability import transferability as transferability
     from workbench.data.clips import ClipDecodeError as ClipDecodeError
     from workbench.data.clips import read_clip as read_clip
     from workbench.data.clips import read_views as read_views
@@ -20,15 +22,21 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds 
     from workbench.data.protocol import Protocol as Protocol
     from workbench.data.sources.shards import shard_order as shard_order
     from workbench.data.sources.shards import write_shards as write_shards
+    from workbench.data.splits import few_labels as few_labels
     from workbench.data.synthetic.playground import playground as playground
     from workbench.data.synthetic.playground import playground_example as playground_example
     from workbench.data.synthetic.playground import playground_truth as playground_truth
     from workbench.data.tables import ClipTable as ClipTable
     from workbench.data.tables import Task as Task
     from workbench.models.backbones import load_backbone as load_backbone
+    from workbench.training.checking.findings import Finding as Finding
+    from workbench.training.checking.rate_finder import find_lr as find_lr
     from workbench.training.export import export as export
     from workbench.training.finetune import fine_tune as fine_tune
     from workbench.training.predict import predict as predict
+    from workbench.training.probing.probes import probes as probes
+    from workbench.training.recipes import recipe as recipe
+    from workbench.training.recipes import recipe_sources as recipe_sources
     from workbench.training.runs import Run as Run
     from workbench.training.runs import load_run as load_run
     from workbench.training.setup import Setup as Setup
@@ -71,6 +79,14 @@ _PUBLIC = {
     "AttentionView": "views.attention_view",
     "ComparisonView": "views.comparison_view",
     "ErrorView": "views.error_view",
+    "label_study": "analysis.label_study",
+    "transferability": "analysis.transferability",
+    "few_labels": "data.splits",
+    "find_lr": "training.checking.rate_finder",
+    "recipe": "training.recipes",
+    "recipe_sources": "training.recipes",
+    "Finding": "training.checking.findings",
+    "probes": "training.probing.probes",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -111,3 +111,12 @@ def test_concat_warns_of_clips_in_no_split(tmp_path: Path, caplog: pytest.LogCap
 def test_concat_takes_tables_only(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="concat takes clip tables, not PosixPath|not WindowsPath"):
         concat([tmp_path])  # type: ignore[list-item]
+
+
+def test_concat_unites_multilabel_classes_and_what_one_table_never_asked_is_unknown_there(tmp_path: Path) -> None:
+    one = make_table(tmp_path / "a", "one", ["x", "y"], Task("tags", "multilabel", ("run", "jump")), ["run", None])
+    two = make_table(tmp_path / "b", "two", ["z"], Task("tags", "multilabel", ("sit", "run")), ["|"])
+    both = concat([one, two])
+    assert both.tasks == (Task("tags", "multilabel", ("run", "jump", "sit")),)
+    nan = np.nan
+    np.testing.assert_array_equal(both.targets("tags"), [[1, 0, nan], [nan, nan, nan], [0, nan, 0]])

@@ -124,3 +124,15 @@ def test_flip_checks_sees_that_pointing_gestures_have_a_direction(clips_root: Pa
     table = open_clips(clips_root / "fight_surv", task="fight")
     signatures = np.stack([survey_file(str(p)).signature for p in table.files()])
     assert not any(check.destroys for check in flip_checks(table, signatures))
+
+
+def test_multilabel_task_is_counted_per_class_and_left_out_of_checks_for_one_class_per_clip() -> None:
+    table = make(["a", "b", "a"], ["train", "train", "test"])
+    frame = table.frame.assign(tags=["x|y", None, "?x|y"])
+    sets = ClipTable(frame, [Task("tags", "multilabel", ("x", "y"))], info=table.info)
+    counted = class_counts(sets).set_index("class")[["train", "val", "test"]]
+    assert counted.loc["x"].tolist() == [1, 0, 0] and counted.loc["y"].tolist() == [1, 0, 1]
+    assert label_warnings(sets, "tags") == [
+        "task 'tags': 1 clip(s) have no label and are left out of its loss and metrics"
+    ]
+    assert flip_checks(sets, np.zeros((3, 8, 16, 16), np.uint8)) == []

@@ -171,6 +171,7 @@ def test_open_clips_file_infers_the_kind_of_each_label(tmp_path: Path, suffix: s
         (list(range(20)), Task("y", "multiclass", tuple(map(str, range(20))))),
         ([0.5, 1.0], Task("y", "regression")),
         (["no", "yes"], Task("y", "multiclass", ("no", "yes"))),
+        (["b|a", "c", None, "|", "?d|a"], Task("y", "multilabel", ("a", "b", "c", "d"))),
     ],
 )
 def test_infer_task_by_hand(values: list, task: Task) -> None:

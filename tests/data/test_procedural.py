@@ -51,3 +51,57 @@ def test_batch_path_runs_through_the_main_objects_coverage() -> None:
     # Arms (four in ten clips) and occlusion pull some centroids away; the rest must sit on the path.
     assert len(close) > 60
     assert sum(close) / len(close) > 0.55
+
+
+SMALL = {"batch_size": 24, "num_frames": 8, "size_px": 32}
+
+
+def test_batch_without_distractors_changes_nothing_but_what_they_cover() -> None:
+    whole = ProceduralClips(2, **SMALL).batch(1)
+    alone = ProceduralClips(2, **SMALL, distractors=False).batch(1)
+    for name in ("path", "motion", "camera", "shape"):
+        assert torch.equal(getattr(whole, name), getattr(alone, name)), name
+    assert (alone.count == 0).all() and (whole.count > 0).any()
+    # Nothing but the main object (and its arm) is left, so both coverages are one.
+    assert torch.equal(alone.coverage[:, 0], alone.coverage[:, 1])
+    had_none = whole.count == 0
+    assert had_none.any()
+    assert torch.equal(whole.clips[had_none], alone.clips[had_none])
+    assert not torch.equal(whole.clips, alone.clips)
+
+
+def test_batch_with_a_still_camera_keeps_the_clips_whose_camera_stood_still_anyway() -> None:
+    whole = ProceduralClips(2, **SMALL).batch(1)
+    still = ProceduralClips(2, **SMALL, camera_motion=False).batch(1)
+    static = whole.camera == CAMERA_MOTIONS.index("static")
+    assert (still.camera == CAMERA_MOTIONS.index("static")).all() and 0 < static.sum() < len(static)
+    for name in ("clips", "path", "flow", "coverage"):
+        assert torch.equal(getattr(whole, name)[static], getattr(still, name)[static]), name
+        assert not torch.equal(getattr(whole, name), getattr(still, name)), name
+    for name in ("motion", "shape", "count"):
+        assert torch.equal(getattr(whole, name), getattr(still, name)), name
+
+
+@pytest.mark.parametrize("textures", ["flat", "white", "natural"])
+def test_batch_in_other_textures_moves_the_same(textures: str) -> None:
+    whole = ProceduralClips(2, **SMALL).batch(1)
+    other = ProceduralClips(2, **SMALL, textures=textures).batch(1)
+    for name in ("path", "motion", "camera", "shape", "count"):
+        assert torch.equal(getattr(whole, name), getattr(other, name)), name
+    assert not torch.equal(whole.clips, other.clips)
+    # The same objects at the same places, but for their proportions.
+    assert (whole.coverage - other.coverage).abs().mean() < 0.1 * whole.coverage.mean()
+
+
+def test_batch_does_not_depend_on_how_many_clips_are_painted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = ProceduralClips(2, **SMALL)
+    expected = data.batch(1)
+    for at_once in (1, 7, 24):
+        monkeypatch.setattr("workbench.data.synthetic.procedural._CLIPS_AT_ONCE", at_once)
+        for name, value in vars(data.batch(1)).items():
+            assert torch.equal(value, getattr(expected, name)), (at_once, name)
+
+
+def test_procedural_clips_refuse_unknown_textures() -> None:
+    with pytest.raises(ValueError, match="textures='wool' is not one of flat, white, mixed, natural"):
+        ProceduralClips(0, textures="wool")

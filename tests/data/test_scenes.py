@@ -102,3 +102,52 @@ def test_optical_flow_brings_the_next_frame_back() -> None:
     inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))
     moved = (frames[:, 1] - frames[:, 0])[inner].abs().mean()
     assert (back - frames[:, 0])[inner].abs().mean() < 0.05 * moved
+
+
+def painted_everywhere(scenes: Scenes, size_px: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same picture the plain way: every sprite is sampled at every pixel of every frame."""
+    B, T = scenes.background_maps.shape[:2]
+    K = scenes.present.shape[1]
+
+    def seen(image: torch.Tensor, maps: torch.Tensor, padding: str) -> torch.Tensor:
+        points = screen_points(size_px, size_px)
+        grid = torch.einsum("tij,pj->tpi", maps[:, :2].float(), points).reshape(1, T * size_px, size_px, 2)
+        found = torch.nn.functional.grid_sample(image[None], grid, padding_mode=padding, align_corners=False)
+        return found[0].reshape(-1, T, size_px, size_px)
+
+    frames, cover = torch.zeros(B, T, 3, size_px, size_px), torch.zeros(B, K, T, size_px, size_px)
+    for b in range(B):
+        picture = seen(scenes.background[b], scenes.background_maps[b], "reflection")
+        for k in range(K):
+            if scenes.present[b, k]:
+                layer = seen(scenes.sprites[b, k], scenes.sprite_maps[b, k], "zeros")
+                picture = picture.lerp(layer[:3], layer[3:])
+                cover[b] *= 1 - layer[3]
+                cover[b, k] = layer[3]
+        frames[b] = picture.transpose(0, 1).clamp(0, 1)
+    return frames, cover
+
+
+def test_render_equals_painting_every_sprite_on_every_pixel() -> None:
+    rng = np.random.default_rng(0)
+    B, K, T = 3, 4, 5
+
+    def tracks() -> Track:
+        return Track(rng.uniform(-1.2, 1.2, (T, 2)), rng.uniform(0.1, 0.6, T), rng.uniform(0, 6, T))
+
+    view = Track(rng.uniform(-0.2, 0.2, (T, 2)), rng.uniform(0.8, 1.2, T), rng.uniform(-0.1, 0.1, T))
+    generator = torch.Generator().manual_seed(0)
+    scenes = Scenes(
+        torch.rand(B, 3, 16, 16, generator=generator),
+        torch.rand(B, K, 4, 12, 12, generator=generator),  # opaque up to the rim, which is where points could be missed
+        torch.from_numpy(np.stack([layer_matrices(still(T, 1.5), view) for _ in range(B)])),
+        torch.from_numpy(np.stack([[layer_matrices(tracks(), view) for _ in range(K)] for _ in range(B)])),
+        torch.tensor([[True, True, True, True], [False, True, False, True], [False, False, False, False]]),
+    )
+    for got, expected in zip(render(scenes, 32), painted_everywhere(scenes, 32), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_render_of_a_sprite_out_of_the_frame_shows_the_ground_alone() -> None:
+    frames, cover = render(scene([still(2, 0.1, (5.0, 5.0))], still(2), background=0.25), 16)
+    assert torch.equal(frames, torch.full_like(frames, 0.25)) and not cover.any()

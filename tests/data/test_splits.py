@@ -6,7 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.data.splits import groups_across_splits, k_fold_by_group, split_by_group, split_randomly
+from workbench.data.splits import (
+    few_labels,
+    groups_across_splits,
+    k_fold_by_group,
+    split_by_group,
+    split_randomly,
+)
 from workbench.data.tables import SPLITS, ClipTable, Task
 
 
@@ -178,3 +184,71 @@ def test_groups_across_splits_by_hand() -> None:
     table = make_table(["b", "b", "a", "a", "c", "c", "d"])
     split = table._with(table.frame.assign(split=["train", "test", "val", "val", None, "train", None]))
     assert groups_across_splits(split) == ["b"] and groups_across_splits(table) == []
+
+
+def labelled_table(seed: int = 0) -> ClipTable:
+    """Three classes of 60, 30 and 12 clips in 40 groups, a few labels missing, split by group."""
+    rng = np.random.default_rng(seed)
+    labels = ["a"] * 60 + ["b"] * 30 + ["c"] * 12
+    table = split_by_group(make_table([f"g{g}" for g in rng.integers(0, 40, 102)], labels), seed=1, stratify="y")
+    frame = table.frame.copy()
+    frame.loc[frame.index[::17], "y"] = None
+    return table._with(frame)
+
+
+def test_few_labels_keeps_exactly_that_many_of_each_class_and_all_of_val_and_test() -> None:
+    table = labelled_table()
+    few = few_labels(table, 5, task="y", seed=3)
+    assert few.train.frame.y.value_counts().to_dict() == {"a": 5, "b": 5, "c": 5}
+    for split in ("val", "test"):
+        assert few.split(split).frame.equals(table.split(split).frame)
+    kept = table.frame[table.frame.clip_id.isin(few.frame.clip_id)].reset_index(drop=True)
+    assert few.frame.equals(kept)  # rows, groups and their order as they were
+
+
+def test_few_labels_of_one_seed_are_nested_and_of_another_differ() -> None:
+    table = labelled_table()
+    chosen = [set(few_labels(table, n, task="y", seed=0).train.frame.clip_id) for n in (1, 2, 5)]
+    assert chosen[0] < chosen[1] < chosen[2]
+    draws = {frozenset(few_labels(table, 2, task="y", seed=s).train.frame.clip_id) for s in range(8)}
+    assert len(draws) == 8
+
+
+def test_few_labels_does_not_depend_on_the_order_of_the_rows() -> None:
+    table = labelled_table()
+    shuffled = table[np.random.default_rng(5).permutation(len(table))]
+    first, second = (set(few_labels(t, 3, task="y", seed=2).frame.clip_id) for t in (table, shuffled))
+    assert first == second
+
+
+def test_few_labels_names_the_class_that_lacks() -> None:
+    table = labelled_table()
+    least = int(table.train.frame.y.value_counts().min())
+    with pytest.raises(ValueError, match=rf"'c' has {least}; at most {least} can be had"):
+        few_labels(table, least + 1, task="y")
+    assert len(few_labels(table, least, task="y").train) == 3 * least
+
+
+def test_few_labels_refuses_a_regression_and_counts_a_binary_task() -> None:
+    table = labelled_table()
+    with pytest.raises(ValueError, match="'score' is regression"):
+        few_labels(table, 2, task="score")
+    with pytest.raises(ValueError, match="per_class=0"):
+        few_labels(table, 0, task="y")
+    frame = table.frame.assign(alarm=np.arange(len(table)) % 2)
+    few = few_labels(ClipTable(frame, [Task("alarm", "binary")]), 4, task="alarm")
+    assert few.train.frame.alarm.value_counts().to_dict() == {0: 4, 1: 4}
+
+
+def test_few_labels_draws_every_clip_equally_often() -> None:
+    """2 of the n clips of a class, 600 seeds: each is drawn 2/n of the time (five standard deviations)."""
+    table = labelled_table()
+    train = table.train.frame
+    names = train.clip_id[train.y == "c"].tolist()
+    counts = dict.fromkeys(names, 0)
+    for seed in range(600):
+        drawn = few_labels(table, 2, task="y", seed=seed).train.frame
+        for name in drawn.clip_id[drawn.y == "c"]:
+            counts[name] += 1
+    share = 2 / len(names)
+    assert np.abs(np.array(list(counts.values())) / 600 - share).max() < 5 * np.sqrt(share * (1 - share) / 600)

@@ -60,7 +60,9 @@ def test_a_run_holds_only_what_trained_and_predicts_the_same_again(runs, tiny_ta
     assert any(not torch.equal(value, at_first[name]) for name, value in weights.items())
     said = predict_table(run, tiny_table, split="test", device="cpu").reset_index(drop=True)
     stored = run.predictions.query("split == 'test'").reset_index(drop=True)
-    assert np.array_equal(np.stack(said.probabilities), np.stack(stored.probabilities))
+    # What was recorded comes from stored tokens, in float16, where there are any; else it is what the clips give.
+    rounding = 1e-4 if spelled == "attentive" else 0.0
+    np.testing.assert_allclose(np.stack(said.probabilities), np.stack(stored.probabilities), rtol=0, atol=rounding)
 
 
 @pytest.mark.parametrize("spelled", NEW)

@@ -1,6 +1,7 @@
 """What the loop does to clips before the model sees them, on clips in memory."""
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from workbench.data.cache import DecodedClips
 from workbench.data.mix import Mix
 from workbench.data.protocol import Protocol
 from workbench.data.tables import ClipTable, Task
-from workbench.training import loop
+from workbench.training import loop, optim
 from workbench.training.feed import Feed
 from workbench.training.finetune import make_accelerator
 from workbench.training.losses import standardisation
+from workbench.training.optim import Ema
 from workbench.training.runs import build_model
 from workbench.training.setup import Setup
 
@@ -121,6 +123,129 @@ def test_train_with_everything_on_resumes_to_the_bit(
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
     plain = train(tiny_checkpoint, tmp_path / "plain")[1]
     assert any(not torch.equal(plain[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "sgd", "lr": 0.05, "head_lr": 0.05, "schedule": "one_cycle"},
+        {"optimizer": "adam", "schedule": "plateau", "ema": 0.9},
+        {"schedule": "constant", "drop_path": 0.5, "loss": "focal", "class_weights": "balanced"},
+        {"strategy": "lora:2", "ema": 0.5, "loss": "logit_adjusted", "accumulation": 2},
+    ],
+)
+def test_train_resumes_to_the_bit_with_every_optimiser_and_schedule(
+    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(optim, "PLATEAU_PATIENCE", -1)  # a plateau after every epoch: its factor has to be remembered
+    whole_state, whole = train(tiny_checkpoint, tmp_path / "whole", **options)
+    count = 0
+
+    def stop_at_the_fifth(outputs: dict[str, Tensor], pairing: Any) -> None:
+        nonlocal count
+        count += outputs["side"].requires_grad
+        if count == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_CHECKPOINT_SECONDS", -1.0)
+        spied(patch, stop_at_the_fifth)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_checkpoint, tmp_path / "parts", **options)
+    parts_state, parts = train(tiny_checkpoint, tmp_path / "parts", **options)
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+    histories = [pd.DataFrame(state.history).drop(columns="seconds") for state in (whole_state, parts_state)]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+
+
+def test_train_keeps_and_scores_the_average_of_the_weights(
+    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_state, plain = train(tiny_checkpoint, tmp_path / "plain")
+    steps: list[dict[str, Tensor]] = []
+    original = Ema.update
+
+    def seen(self: Ema) -> None:
+        steps.append({name: value.detach().clone() for name, value in self._weights.items()})
+        original(self)
+
+    monkeypatch.setattr(Ema, "update", seen)
+    state, kept = train(tiny_checkpoint, tmp_path / "ema", ema=0.6)
+    assert len(steps) == 6
+    # Training itself is as without; what is kept is the average over its steps, by hand from the initial weights on.
+    assert all(torch.equal(steps[-1][name], plain[name]) for name in plain)
+    first = {n: p for n, p in build_model(Setup(backbone=tiny_checkpoint), (SIDE, BRIGHT)).named_parameters()}
+    for name, value in kept.items():
+        expected = first[name].detach()
+        for t, weights in enumerate(steps, start=1):
+            decay = min(0.6, (1 + t) / (10 + t))
+            expected = decay * expected + (1 - decay) * weights[name]
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
+    assert state.history[-1]["val_loss"] != plain_state.history[-1]["val_loss"]
+
+
+@pytest.mark.parametrize(("patience", "schedule"), [(0, "cosine"), (1, "cosine"), (0, "plateau")])
+def test_train_copes_with_a_val_split_without_labels(
+    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, schedule: str
+) -> None:
+    original = loop.targets_of
+    monkeypatch.setattr(loop, "targets_of", lambda table: original(table) * (math.nan if len(table) == 2 else 1))
+    state, kept = train(tiny_checkpoint, tmp_path, patience=patience, schedule=schedule)
+    for line in state.history:
+        assert all(math.isnan(line[name]) for name in ("val_loss", "val_score", "val_side", "val_bright"))
+        assert math.isfinite(line["train_loss"])
+    # Nothing to select by: all epochs, the last one kept, no best.
+    assert (len(state.history), state.kept_epoch, state.best_epoch) == (2, 2, 0) and kept
+    assert math.isnan(state.best_score)
+
+
+def test_val_scores_leaves_out_what_val_cannot_tell(
+    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = (SIDE, BRIGHT, SPEED)  # val: left and right; bright 0 and missing; speed 0 and 1
+    model = build_model(Setup(backbone=tiny_checkpoint), tasks)
+    val = decoded(2, 32, 8, tasks)
+    outputs = {"side": torch.tensor([[5.0, 0], [5, 0]]), "bright": torch.tensor([1.0, 1]), "speed": torch.ones(2)}
+    monkeypatch.setattr(loop, "outputs_on", lambda model, clips: outputs)
+    scores = loop.val_scores(model, val, {"speed": (0.5, 0.5)}, Setup())
+    assert scores["val_side"] == 0.5
+    assert math.isnan(scores["val_bright"])  # AUROC of one class: no model could have one
+    assert math.isnan(scores["val_speed"])  # a correlation, and this model says the same of both: that counts as 0
+    assert scores["val_score"] == 0.25
+
+
+@pytest.mark.parametrize("strategy", ["full", "attentive"])
+def test_train_skips_blocks_only_of_a_backbone_that_trains(
+    tiny_checkpoint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    strategy: str,
+) -> None:
+    given: list[float] = []
+    original = loop.drop_path
+
+    def spy(backbone: Any, rate: float) -> Any:
+        given.append(rate)
+        return original(backbone, rate)
+
+    monkeypatch.setattr(loop, "drop_path", spy)
+    with caplog.at_level(logging.WARNING):
+        train(tiny_checkpoint, tmp_path, strategy=strategy, drop_path=0.3)
+    assert given == [0.3 if strategy == "full" else 0.0]
+    assert ("drop_path=0.3 does nothing: strategy attentive" in caplog.text) == (strategy == "attentive")
+
+
+def test_train_stops_before_a_step_that_would_spoil_the_weights(
+    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    original = loop.total_loss
+    monkeypatch.setattr(loop, "total_loss", lambda *a, **k: original(*a, **k) * (math.nan if len(steps) == 2 else 1))
+    monkeypatch.setattr(loop.Schedule, "apply", lambda self, optimizer, step: steps.append(step))
+    with pytest.raises(FloatingPointError, match="the loss became nan in epoch 1, batch 2; lower lr"):
+        train(tiny_checkpoint, tmp_path)
+    assert steps == [0, 1]
 
 
 def test_train_seeds_dropout_for_every_batch_anew(

@@ -4,7 +4,16 @@ import torch
 
 from workbench.data.mix import Pairing
 from workbench.data.tables import Task
-from workbench.training.losses import decide, mixed_loss, standardisation, task_loss, total_loss
+from workbench.training.losses import (
+    Criterion,
+    criterion_of,
+    decide,
+    mixed_loss,
+    parse_loss,
+    standardisation,
+    task_loss,
+    total_loss,
+)
 
 ACTION = Task("action", "multiclass", ("a", "b", "c"))
 FLAG = Task("flag", "binary")
@@ -118,3 +127,144 @@ def test_decide_turns_logits_into_predictions() -> None:
     assert pairs[1] == pytest.approx([1 - 1 / (1 + np.exp(-3.0)), 1 / (1 + np.exp(-3.0))])
     values, none = decide(SCORE, torch.tensor([1.5]), STANDARD)
     assert values.tolist() == [13.0] and none == [[]]
+
+
+def some_logits(*shape: int) -> torch.Tensor:
+    return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+
+LABELS = torch.tensor([2.0, 1.0, 0.0, 0.0, 1.0, NAN], dtype=torch.float64)
+FLAGS = torch.tensor([1.0, 0.0, 0.0, 1.0, NAN, 0.0], dtype=torch.float64)
+
+
+def test_task_loss_with_weights_equals_torchs_weighted_cross_entropy() -> None:
+    weight = torch.tensor([1.0, 3.0, 0.5])
+    logits = some_logits(6, 3)
+    ours = task_loss(
+        ACTION, logits, LABELS, STANDARD, label_smoothing=0.1, criterion=Criterion(weights={"action": weight})
+    )
+    expected = torch.nn.functional.cross_entropy(logits[:5], LABELS[:5].long(), weight=weight, label_smoothing=0.1)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_task_loss_of_a_weighted_flag_is_that_of_two_weighted_classes() -> None:
+    # A logit x is two classes with logits 0 and x, so torch's weighted cross entropy is an independent answer.
+    logits, weight, known = some_logits(6), torch.tensor([1.0, 4.0]), ~torch.isnan(FLAGS)
+    ours = task_loss(FLAG, logits, FLAGS, STANDARD, criterion=Criterion(weights={"flag": weight}))
+    two = torch.stack([torch.zeros(6), logits], 1)
+    expected = torch.nn.functional.cross_entropy(two[known], FLAGS[known].long(), weight=weight)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_task_loss_focal_by_hand() -> None:
+    # Logits log 3 and 0: probability 3/4 for a label of class 0, 1/4 for one of class 1.
+    task, logits = Task("t", "multiclass", ("a", "b")), torch.tensor([[np.log(3.0), 0.0]] * 2)
+    labels = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    by_hand = (0.25**2 * np.log(4 / 3) + 0.75**2 * np.log(4)) / 2
+    assert task_loss(task, logits, labels, {}, criterion=Criterion("focal", 2.0)).item() == pytest.approx(by_hand)
+    flag = task_loss(FLAG, torch.tensor([-np.log(3.0)] * 2), labels, {}, criterion=Criterion("focal", 2.0))
+    assert flag.item() == pytest.approx(by_hand)
+    weighted = Criterion("focal", 2.0, {"t": torch.tensor([1.0, 3.0])})
+    by_hand = (0.25**2 * np.log(4 / 3) + 3 * 0.75**2 * np.log(4)) / 4
+    assert task_loss(task, logits, labels, {}, criterion=weighted).item() == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(("task", "labels", "shape"), [(ACTION, LABELS, (6, 3)), (FLAG, FLAGS, (6,))])
+def test_task_loss_focal_without_gamma_is_cross_entropy(task: Task, labels: torch.Tensor, shape: tuple[int]) -> None:
+    focal = task_loss(task, some_logits(*shape), labels, STANDARD, criterion=Criterion("focal", 0.0))
+    torch.testing.assert_close(focal, task_loss(task, some_logits(*shape), labels, STANDARD))
+
+
+def test_task_loss_focal_has_a_finite_gradient_where_the_model_is_certain() -> None:
+    logits = torch.tensor([[80.0, -80.0, -80.0], [-80.0, 80.0, -80.0]], requires_grad=True)
+    labels = torch.tensor([0.0, 0.0], dtype=torch.float64)
+    task_loss(ACTION, logits, labels, STANDARD, criterion=Criterion("focal", 0.5)).backward()
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+
+
+def test_task_loss_logit_adjusted_is_cross_entropy_of_shifted_logits() -> None:
+    targets = torch.stack([LABELS, FLAGS], 1)  # 2, 2 and 1 labels of the classes; 3 negatives, 2 positives
+    criterion = criterion_of("logit_adjusted:0.5", {}, (ACTION, FLAG), targets)
+    shift = 0.5 * torch.tensor([2 / 5, 2 / 5, 1 / 5]).log()
+    logits = some_logits(6, 3)
+    ours = task_loss(ACTION, logits, LABELS, STANDARD, criterion=criterion)
+    torch.testing.assert_close(ours, task_loss(ACTION, logits + shift, LABELS, STANDARD))
+    flags = some_logits(6)
+    ours = task_loss(FLAG, flags, FLAGS, STANDARD, criterion=criterion)
+    torch.testing.assert_close(ours, task_loss(FLAG, flags + 0.5 * np.log((2 / 5) / (3 / 5)), FLAGS, STANDARD))
+
+
+def test_logit_adjusted_loss_learns_even_logits_from_uneven_labels() -> None:
+    """Where the clips tell nothing, cross entropy ends at the log priors; with tau = 1 every class gets the same."""
+    labels = torch.tensor([0.0] * 14 + [1.0] * 5 + [2.0], dtype=torch.float64)
+    learned = {}
+    for loss in ("ce", "logit_adjusted:1"):
+        logits = torch.zeros(3, requires_grad=True)
+        criterion = criterion_of(loss, {}, (ACTION,), labels[:, None])
+        for _ in range(3000):
+            value = task_loss(ACTION, logits.expand(20, 3), labels, STANDARD, criterion=criterion)
+            (step,) = torch.autograd.grad(value, logits)
+            logits = (logits - step).detach().requires_grad_()
+        learned[loss] = logits.softmax(0)
+    torch.testing.assert_close(learned["ce"], torch.tensor([0.7, 0.25, 0.05]), rtol=0, atol=1e-3)
+    torch.testing.assert_close(learned["logit_adjusted:1"], torch.full((3,), 1 / 3), rtol=0, atol=1e-3)
+
+
+def test_criterion_of_balanced_weights_equal_scikit_learns() -> None:
+    utils = pytest.importorskip("sklearn.utils.class_weight")
+    targets = torch.tensor([[0.0, 1.0]] * 7 + [[2.0, 0.0]] * 2 + [[NAN, 0.0]] + [[2.0, NAN]], dtype=torch.float64)
+    criterion = criterion_of("ce", {"*": "balanced"}, (ACTION, FLAG), targets)
+    for i, task in enumerate((ACTION, FLAG)):
+        labels = targets[:, i][~torch.isnan(targets[:, i])].numpy()
+        expected = utils.compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+        # No action is of class 1: the others' weights still have mean 1 over the labels.
+        np.testing.assert_allclose(criterion.weights[task.name][np.unique(labels)].numpy(), expected, rtol=1e-6)
+
+
+def test_criterion_of_takes_weights_by_class_name_and_leaves_other_tasks() -> None:
+    targets = torch.zeros(4, 3, dtype=torch.float64)
+    criterion = criterion_of("ce", {"action": {"b": 3.0}, "flag": {"1": 2.0}}, (ACTION, FLAG, SCORE), targets)
+    assert criterion.weights["action"].tolist() == [1.0, 3.0, 1.0]
+    assert criterion.weights["flag"].tolist() == [1.0, 2.0]
+    assert set(criterion.weights) == {"action", "flag"}
+    assert criterion_of("focal", {"flag": "balanced"}, (ACTION, FLAG, SCORE), targets).weights.keys() == {"flag"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"score": "balanced"}, r"class_weights for \['score'\]: the tasks with classes are \['action', 'flag'\]"),
+        ({"action": {"z": 2.0}}, r"class_weights of task 'action' name \['z'\]; its classes are \['a', 'b', 'c'\]"),
+    ],
+)
+def test_criterion_of_refuses_what_is_not_there(weights: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        criterion_of("ce", weights, (ACTION, FLAG, SCORE), torch.zeros(2, 3, dtype=torch.float64))
+
+
+def test_criterion_of_stays_finite_for_a_class_without_labels() -> None:
+    targets = torch.tensor([[0.0]] * 3 + [[1.0]], dtype=torch.float64)
+    criterion = criterion_of("logit_adjusted", {"*": "balanced"}, (ACTION,), targets)
+    assert torch.isfinite(criterion.log_priors["action"]).all() and torch.isfinite(criterion.weights["action"]).all()
+
+
+def test_parse_loss_takes_the_usual_value_of_a_bare_name() -> None:
+    assert [parse_loss(s) for s in ("ce", "focal", "focal:1.5", "logit_adjusted")] == [
+        ("ce", 0.0), ("focal", 2.0), ("focal", 1.5), ("logit_adjusted", 1.0)
+    ]  # fmt: skip
+
+
+def test_total_loss_of_a_multilabel_task_is_binary_cross_entropy_over_the_known_classes() -> None:
+    tags = Task("tags", "multilabel", ("x", "y"))
+    outputs = {"tags": torch.zeros(3, 2, requires_grad=True), "flag": torch.zeros(3)}
+    with torch.no_grad():
+        outputs["tags"][0, 1] = 1.5
+    targets = torch.tensor([[0.0, 1.0, 1.0], [NAN, 0.0, 1.0], [NAN, NAN, 0.0]], dtype=torch.float64)
+    loss = total_loss((tags, FLAG), outputs, targets, STANDARD)
+    tag_loss = (np.log(2) + np.log1p(np.exp(-1.5)) + np.log(2)) / 3
+    assert loss.item() == pytest.approx(tag_loss + np.log(2))
+    loss.backward()
+    assert outputs["tags"].grad is not None
+    assert (outputs["tags"].grad == 0).tolist() == [[False, False], [True, False], [True, True]]
+    predicted, probabilities = decide(tags, outputs["tags"], STANDARD)
+    assert predicted.tolist() == [1.0, 0.0, 0.0] and probabilities[1] == [0.5, 0.5]

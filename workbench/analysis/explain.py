@@ -1,263 +1,291 @@
-"""Why did the model say that: attention, attention rollout, and Captum's integrated gradients, on the token grid."""
+"""Why did the model say that, where and when: one verb, every method, one number per token of a clip."""
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from captum.attr import LayerIntegratedGradients
-from scipy.ndimage import gaussian_filter
-from torch import nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.analysis.explaining.attention import attention_maps, gradient_attention, task_attention
+from workbench.analysis.explaining.attention import rollout as rollout
+from workbench.analysis.explaining.attnlrp import relevance
+from workbench.analysis.explaining.baselines import BASELINES
+from workbench.analysis.explaining.baselines import baseline_pixels as baseline_pixels
+from workbench.analysis.explaining.gradients import (
+    TOLERANCE,
+    Found,
+    completeness_error,
+    grad_cam,
+    gradient_x_activation,
+    integrated_gradients,
+    noise_tunnel,
+)
+from workbench.analysis.explaining.gradients import integrate_gradients as integrate_gradients
+from workbench.analysis.explaining.taps import Layer, TaskOutput, check_layer, picked, places
+from workbench.analysis.explaining.targets import Target, frames_of
+from workbench.analysis.explaining.targets import evaluating as evaluating
+from workbench.analysis.explaining.targets import resolve_target as resolve_target
+from workbench.analysis.explaining.tubes import Tube, check_tube, tube_attributions
 from workbench.analysis.maps import Maps
 from workbench.data.tables import ClipTable, Task
 from workbench.models.tml import TML
-from workbench.models.tokens import dense_attentions
-from workbench.training.predict import decode_for, pick_device
+from workbench.training.predict import pick_device
 
 log = logging.getLogger(__name__)
 
-Target = int | str | np.integer | Sequence[int | str] | None
-
-METHODS = ("attention", "rollout", "integrated_gradients")
-BASELINES = ("blur", "mean", "black")
-ATTENTION_BYTES = 2**29  # all layers' (B, A, N, N) are held at once: about 110 clips of nano, one of a VideoMAE-B
-GRADIENT_TOKENS = 8192  # tokens per pass with gradients: 32 steps of nano, 5 of a VideoMAE-B
+# What each method is by default taken at ("layer"), and whether it says against, too ("signed").
+_LAYERS: dict[str, Layer] = {
+    "attnlrp": "embedding", "integrated_gradients": "embedding", "gradient_x_activation": "embedding", "grad_cam": -1
+}  # fmt: skip
+_BY_HEAD = ("attention", "task_attention")
+_FROM_BASELINE = ("integrated_gradients", "occlusion", "ablation", "shapley")
+_TUBES = ("occlusion", "ablation", "shapley")
+_SIGNED = ("attnlrp", "integrated_gradients", "gradient_x_activation", *_TUBES)
+_OWN_PASS = ("attention", "rollout", "task_attention", "gradient_attention", "attnlrp")  # and need no target
+_ONE_PASS = ("gradient_x_activation", "grad_cam")
+METHODS = (
+    "attention", "rollout", "task_attention", "gradient_attention", "attnlrp", "integrated_gradients",
+    "gradient_x_activation", "grad_cam", "occlusion", "ablation", "shapley",
+)  # fmt: skip
 BATCH = 16  # clips per plain pass
-TOLERANCE = 0.01  # completeness error of 1 %
+CPU_BYTES = 2**30  # memory for one pass, where none is named; on a GPU half of what is free
+_KEPT = 24  # numbers per token, feature and block that a backward pass keeps: measured 21 to 25 at an MLP ratio of 4
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a call of :func:`explain` asks for, checked."""
+
+    model: TML
+    task: Task
+    method: str
+    layer: Layer | None
+    baseline: str
+    steps: int
+    tube: Tube
+    permutations: int
+    passes: int
+    seed: int
+    progress: bool
 
 
 def explain(
-    run: Any, clips: ClipTable | np.ndarray | torch.Tensor, *, method: str = "rollout", task: str | None = None,
-    target: Target = None, baseline: str = "blur", steps: int = 64, device: str = "auto", progress: bool = True,
+    run: Any, clips: ClipTable | np.ndarray | Tensor, *, method: str = "attnlrp", task: str | None = None,
+    target: Target = None, layer: Layer | None = None, head: int | None = None, baseline: str = "blur",
+    steps: int = 64, tube: Tube | None = None, permutations: int = 10, noise_samples: int = 0, noise_std: float = 0.05,
+    memory_bytes: int | None = None, seed: int = 0, device: str = "auto", progress: bool = True,
 ) -> Maps:  # fmt: skip
     """Explain one task's output of ``run`` for some clips.
 
     ``run``: a Run, or anything with ``model(device) -> TML`` and, for a table, ``protocol``.
     ``clips``: a :class:`ClipTable` (decoded by the run's protocol) or uint8 (B, T, H, W, 3) at the model's own size.
-    ``method``: ``attention`` (each layer and head: how much attention a token receives), ``rollout`` (attention
-    followed through the layers, https://arxiv.org/abs/2005.00928) or ``integrated_gradients`` of the token embeddings
-    (https://arxiv.org/abs/1703.01365), measured from a ``baseline`` clip: ``blur``, ``mean`` or ``black``.
-    The first two are read out as the task's head reads the tokens, by its query's cross-attention or evenly for a
-    mean; they say where the model looked whatever the class. Integrated gradients say what moved the target's output.
     ``task``: None is the run's first. ``target``: class index or name, or one per clip; None is what was predicted. A
     binary or regression task has one output and takes no target.
-    ``steps``: integration steps to begin with; they double, up to 512, until the completeness error is below 1 %.
+
+    ``method``. Start with the first; check with the second; the third is the slow referee:
+
+    - ``attnlrp``: relevance of each token to the target (https://arxiv.org/abs/2402.05602); one forward, one backward.
+    - ``integrated_gradients`` of the token embeddings (https://arxiv.org/abs/1703.01365), from a ``baseline`` clip.
+      Steps double from ``steps`` up to 512 until the completeness error is below 1 %.
+    - ``shapley``: mean effect of a space-time tube over random orders (``permutations``) in which tubes come in.
+    - ``occlusion``, ``ablation``: the output minus what it is with one tube replaced by the baseline;
+      ``tube=(1, 1, 1)`` leaves out each token, ``(1, H', W')`` each time step.
+    - ``gradient_x_activation``; ``grad_cam`` (https://arxiv.org/abs/1610.02391).
+    - ``gradient_attention``: attention where raising it raises the target (https://arxiv.org/abs/2103.15679).
+    - ``attention`` (each layer and head), ``rollout`` (https://arxiv.org/abs/2005.00928) and ``task_attention`` (each
+      layer and head of the task's query): where the model looked, whatever the class. Attention, not an explanation.
+      The first two are read out as the task's head reads the tokens.
+
+    ``layer``: where gradients and relevance are taken: ``"pixels"``, ``"embedding"`` or a block's number; for
+    ``attention`` and ``task_attention`` the one to keep. ``head``: of those two, the one to keep.
+    ``baseline``: ``blur``, ``mean``, ``black`` or ``frozen`` (the central frame, held). ``tube``: tokens (t', h', w').
+    ``noise_samples``: average the map over that many noisy copies (``noise_std``, a share of the range of values).
+    ``memory_bytes``: for one pass; it sets how many clips, steps or tubes go together, never a result.
     Raises ValueError naming what is accepted. A map that did not converge is returned with ``converged=False``.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1")
-    for name, value, allowed in (("method", method, METHODS), ("baseline", baseline, BASELINES)):
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+    _check(method, baseline, steps, permutations, noise_samples, noise_std, layer, head)
     where = str(pick_device(device))
     model: TML = run.model(where)
     chosen = model.task(task) if task else model.tasks[0]
-    frames, clip_ids = _frames(run, clips, progress)
+    asked = _Asked(
+        model, chosen, method, check_layer(model.backbone, _LAYERS[method] if layer is None else layer)
+        if method in _LAYERS else None, baseline, steps, check_tube(model.backbone.grid, tube), permutations,
+        _passes(model, method, memory_bytes, where), seed, progress,
+    )  # fmt: skip
+    frames, clip_ids = frames_of(run, clips, progress)
     with evaluating(model):
         pixel_values = model.backbone.prepare(torch.from_numpy(frames)).to(where)  # (B, T, C, H, W)
-        indices, names = resolve_target(chosen, target, _outputs(model, pixel_values, chosen.name))
-        extra: dict[str, Any] = {}
-        if method == "integrated_gradients":
-            values, error, used = _integrated_gradients(model, chosen, pixel_values, indices, baseline, steps, progress)
-            extra = {
-                "baseline": baseline, "completeness_error": error, "steps": used,
-                "converged": bool((error < TOLERANCE).all()),
-            }  # fmt: skip
-            if not extra["converged"]:
-                bad = [clip_ids[i] for i in np.flatnonzero(error >= TOLERANCE)]
-                log.warning("integrated gradients did not converge for %s: do not read these maps", bad)
+        indices, outputs = None, None
+        if target is not None or chosen.num_outputs == 1:
+            indices = resolve_target(chosen, target, torch.zeros(len(frames), chosen.num_outputs))[0]
+        if noise_samples or method not in (_OWN_PASS if indices is None else (*_OWN_PASS, *_ONE_PASS)):
+            outputs = _outputs(asked, pixel_values)  # (B, K); else the method's own pass has them
+            indices = resolve_target(chosen, target, outputs)[0]
+        if noise_samples:
+            assert indices is not None
+            extra: dict[str, Any] = {}
+            found = _noisy(asked, pixel_values, indices, noise_samples, noise_std)
         else:
-            values = _attention(model, chosen, pixel_values, method)
-    values = values.reshape(*values.shape[:-1], *model.backbone.grid).astype(np.float32)
-    return Maps(method, chosen.name, names, values, method == "integrated_gradients", frames, clip_ids, **extra)
+            found, extra, own = _values(asked, pixel_values, indices)
+            outputs = own if outputs is None else outputs
+        assert outputs is not None
+        indices, names = resolve_target(chosen, target, outputs)
+    if extra and not extra["converged"]:
+        bad = [clip_ids[i] for i in np.flatnonzero(extra["completeness_error"] >= TOLERANCE)]
+        log.warning("%s did not converge for %s: do not read these maps", method.replace("_", " "), bad)
+    if method in _BY_HEAD:
+        found, layer = _kept(found, layer, head)
+    values = found.detach().cpu().numpy()
+    return Maps(
+        method, chosen.name, names, values.reshape(*values.shape[:-1], *model.backbone.grid).astype(np.float32),
+        method in _SIGNED, frames, clip_ids, layer=layer if asked.layer is None else asked.layer, head=head,
+        output=picked(outputs, indices).cpu().numpy(), noise_samples=noise_samples,
+        baseline=baseline if method in _FROM_BASELINE else None, **extra,
+    )  # fmt: skip
 
 
-def rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Attention followed through the layers: (B, A, N, N) per layer, first layer first -> (B, N, N), rows sum to 1.
-
-    Each layer counts as ``0.5 * mean over heads + 0.5 * I`` (the residual path), rows renormalised; entry (i, j) of the
-    product is how much of output token i comes from input token j. Abnar and Zuidema, https://arxiv.org/abs/2005.00928
-    """
-    if not attentions:
-        raise ValueError("no attention maps to roll out; take them from Backbone.forward_with_attention")
-    eye = torch.eye(attentions[0].shape[-1], device=attentions[0].device)  # (N, N)
-    product = eye.expand(len(attentions[0]), -1, -1)  # (B, N, N)
-    for attention in attentions:
-        mixed = 0.5 * attention.float().mean(1) + 0.5 * eye  # (B, N, N)
-        product = mixed / mixed.sum(-1, keepdim=True) @ product  # later layers act from the left
-    return product
-
-
-def integrate_gradients(
-    forward: nn.Module, layer: nn.Module, inputs: torch.Tensor, baselines: torch.Tensor, targets: Sequence[int], *,
-    first_steps: int = 64, max_steps: int = 512, tolerance: float = TOLERANCE, internal_batch_size: int = 32,
-    progress: bool = False,
-) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:  # fmt: skip
-    """Captum's layer integrated gradients that checks itself, one input at a time.
-
-    ``forward``: ``inputs`` (B, ...) -> outputs (B, K); ``layer``: whose output is attributed, between its values for
-    ``inputs`` and for ``baselines``. Steps double from ``first_steps`` until the attributions sum to the difference of
-    the outputs within ``tolerance`` of it, or ``max_steps`` are used. ``internal_batch_size``: steps per pass.
-    Returns attributions (like the layer's output), completeness error (B,) and steps (B,).
-    """
-    method = LayerIntegratedGradients(forward, layer)
-    found, errors, used = [], [], []
-    rows = tqdm(list(zip(inputs, baselines, targets, strict=True)), "explain", disable=not progress, leave=False)
-    for x, x0, target in rows:
-        with torch.no_grad():
-            difference = (forward(x[None]) - forward(x0[None]))[0, target].item()
-        steps = first_steps
-        while True:
-            attributions = method.attribute(
-                x[None], x0[None], target=target, n_steps=steps, internal_batch_size=internal_batch_size
-            ).detach()
-            # The floor keeps float32 noise from counting when the two outputs are equal.
-            error = abs(attributions.double().sum().item() - difference) / max(abs(difference), 1e-4)
-            if error < tolerance or steps >= max_steps:
-                break
-            steps = min(2 * steps, max_steps)
-        found.append(attributions)
-        errors.append(error)
-        used.append(steps)
-    return torch.cat(found), np.array(errors), np.array(used)
+def _check(
+    method: str, baseline: str, steps: int, permutations: int, noise_samples: int, noise_std: float,
+    layer: Layer | None, head: int | None,
+) -> None:  # fmt: skip
+    for name, value, least in (
+        ("steps", steps, 1),
+        ("permutations", permutations, 1),
+        ("noise_samples", noise_samples, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name}={value} must be at least {least}")
+    if noise_std <= 0:
+        raise ValueError(f"noise_std={noise_std} must be above 0; noise_samples=0 turns the noise off")
+    for name, text, allowed in (("method", method, METHODS), ("baseline", baseline, BASELINES)):
+        if text not in allowed:
+            raise ValueError(f"{name}={text!r} is not one of {', '.join(allowed)}")
+    if layer is not None and method not in (*_LAYERS, *_BY_HEAD):
+        raise ValueError(f"method={method!r} takes no layer; those that do are {', '.join((*_LAYERS, *_BY_HEAD))}")
+    if head is not None and method not in _BY_HEAD:
+        raise ValueError(f"method={method!r} takes no head; those that do are {', '.join(_BY_HEAD)}")
 
 
-def baseline_pixels(pixel_values: torch.Tensor, black: torch.Tensor, kind: str) -> torch.Tensor:
-    """What "nothing to see" looks like, (B, T, C, H, W) like ``pixel_values``.
-
-    ``blur``: the clip itself through a Gaussian of an eighth of its width and a quarter of its length: colours and
-    light stay, shape and motion go. ``mean``: its mean colour everywhere. ``black``: ``black`` (C,), a black pixel.
-    """
-    if kind == "black":
-        return black.view(1, 1, -1, 1, 1).expand_as(pixel_values).contiguous()
-    if kind == "mean":
-        return pixel_values.mean((1, 3, 4), keepdim=True).expand_as(pixel_values).contiguous()
-    _, frames, _, height, width = pixel_values.shape
-    sigma = (0, frames / 4, 0, height / 8, width / 8)
-    blurred = gaussian_filter(pixel_values.cpu().numpy(), sigma, mode="nearest")
-    return torch.from_numpy(blurred).to(pixel_values)
-
-
-def resolve_target(task: Task, target: Target, outputs: torch.Tensor) -> tuple[list[int], tuple[str, ...]]:
-    """Column and name of the output to explain, per clip. ``outputs`` (B, K) decide where ``target`` is None."""
-    n = len(outputs)
-    if task.kind != "multiclass":
-        if target is not None:
-            raise ValueError(f"task {task.name!r} is {task.kind} and has one output; target={target!r} must be None")
-        return [0] * n, (task.classes[1] if task.classes else task.name,) * n
-    if target is None:
-        indices = outputs.argmax(-1).tolist()
-    else:
-        wanted = [target] * n if isinstance(target, int | str | np.integer) else list(target)
-        if len(wanted) != n:
-            raise ValueError(f"{len(wanted)} targets for {n} clips; give one, or one per clip")
-        indices = [_class_index(task, one) for one in wanted]
-    return indices, tuple(task.classes[i] for i in indices)
-
-
-def _class_index(task: Task, target: int | str | np.integer) -> int:
-    if isinstance(target, str):
-        if target in task.classes:
-            return task.classes.index(target)
-    elif 0 <= target < len(task.classes):
-        return int(target)
-    raise ValueError(f"target={target!r} is no class of task {task.name!r}; it has {list(task.classes)}")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and float32 inside (bf16 breaks completeness by up to 14 %); afterwards the mode it had."""
-    odd = {p.dtype for p in model.parameters()} - {torch.float32}
-    if odd:
-        raise ValueError(f"explanations need float32 weights, but the model has {odd}; call model.float() first")
-    training = model.training
-    kind = next(model.parameters()).device.type
-    try:
-        model.eval()
-        with torch.autocast(kind, enabled=False):
-            yield
-    finally:
-        model.train(training)
-
-
-class TaskOutput(nn.Module):
-    """One task's outputs as a (B, K) tensor: what Captum can differentiate."""
-
-    def __init__(self, model: TML, task: str) -> None:
-        super().__init__()
-        self.model, self.task = model, task
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        y = self.model(pixel_values)[self.task]  # (B, K) or (B,)
-        return y if y.ndim == 2 else y[:, None]  # (B, K)
-
-
-def _frames(
-    run: Any, clips: ClipTable | np.ndarray | torch.Tensor, progress: bool
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """uint8 frames (B, T, H, W, 3) as the model sees them, and a name for each clip."""
-    if isinstance(clips, ClipTable):
-        decoded, table = decode_for(run, clips, one_view=True, progress=progress)
-        frames, ids = np.array(decoded), tuple(table.frame.clip_id.astype(str))
-        if len(ids) < len(clips):
-            log.warning("%d of %d clips could not be decoded and are not explained", len(clips) - len(ids), len(clips))
-    else:
-        frames = np.asarray(clips.cpu() if isinstance(clips, torch.Tensor) else clips)
-        ids = tuple(f"clip {i}" for i in range(len(frames)))
-    if not len(ids):
-        raise ValueError("there is no clip to explain; give at least one that can be decoded")
-    return frames, ids
-
-
-@torch.no_grad()
-def _outputs(model: TML, pixel_values: torch.Tensor, task: str) -> torch.Tensor:
-    return torch.cat([model(chunk)[task] for chunk in pixel_values.split(BATCH)])
-
-
-@torch.no_grad()
-def _attention(model: TML, task: Task, pixel_values: torch.Tensor, method: str) -> np.ndarray:
-    """(B, N) for rollout, (B, L, A, N) for attention; sums to 1 over N.
-
-    Prefix tokens (CLS) belong to no place: what flows to them is left out, and the rest scaled to sum to 1. L counts
-    softmaxes: a family that divides attention has two to a block, time and space.
-    """
-    backbone, found = model.backbone, []
-    per_clip = 4 * len(backbone.blocks) * backbone.num_heads * math.prod(backbone.grid) ** 2  # bytes
-    for chunk in pixel_values.split(max(1, ATTENTION_BYTES // per_clip)):
-        tokens, seen = backbone.forward_with_attention(chunk)
-        attentions = dense_attentions(seen)  # L times (B, A, P + N, P + N)
-        b, n, _ = tokens.tokens.shape
-        if model.head_kind == "query":
-            reading = model.forward_tokens_with_attention(tokens)[1][task.name]  # (B, N)
-        else:
-            reading = torch.full((b, n), 1 / n, device=chunk.device)  # (B, N): a mean reads every token alike
-        prefix = attentions[0].shape[-1] - n
-        reading = F.pad(reading, (prefix, 0))
-        if method == "rollout":
-            read = torch.einsum("bi,bij->bj", reading, rollout(attentions))  # (B, P + N)
-        else:
-            read = torch.stack([torch.einsum("bi,baij->baj", reading, a) for a in attentions], 1)  # (B, L, A, P + N)
-        found.append(read[..., prefix:] / read[..., prefix:].sum(-1, keepdim=True) if prefix else read)
-    return torch.cat(found).cpu().numpy()
-
-
-def _integrated_gradients(
-    model: TML, task: Task, pixel_values: torch.Tensor, indices: list[int], baseline: str, steps: int, progress: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Attributions summed over the hidden size (B, N), completeness error (B,), steps (B,)."""
+def _passes(model: TML, method: str, memory_bytes: int | None, device: str) -> int:
+    """Clips that go through the model at once."""
+    if memory_bytes is None:
+        memory_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.startswith("cuda") else CPU_BYTES
     backbone = model.backbone
+    numbers = _KEPT * math.prod(backbone.grid) * backbone.hidden_size * len(backbone.blocks)
+    if method in (*_TUBES, "attention", "rollout", "task_attention"):
+        numbers = numbers // len(backbone.blocks) + 4 * math.prod(backbone.grid) * backbone.hidden_size * len(
+            backbone.blocks
+        )
+    return max(1, memory_bytes // (4 * numbers))
+
+
+def _values(
+    asked: _Asked, pixel_values: Tensor, targets: list[int] | None
+) -> tuple[Tensor, dict[str, Any], Tensor | None]:
+    """(B, N), or (B, L, A, N); what is known of its completeness; and the outputs, if they were come by."""
+    if asked.method == "integrated_gradients":
+        assert asked.layer is not None and targets is not None
+        values, error, used = integrated_gradients(
+            asked.model, asked.task.name, pixel_values, targets, _baseline(asked, pixel_values), asked.layer,
+            steps=asked.steps, passes=asked.passes, progress=asked.progress,
+        )  # fmt: skip
+        return values, _audit(error) | {"steps": used}, None
+    size = 1 if asked.method in _TUBES else min(asked.passes, BATCH)  # tubes of one clip fill a pass
+    one, parts = _METHODS[asked.method], []
+    for start in tqdm(range(0, len(pixel_values), size), "explain", disable=not asked.progress, leave=False):
+        some = None if targets is None else targets[start : start + size]
+        parts.append(one(asked, pixel_values[start : start + size], some))
+    values = torch.cat([value.detach() for value, _ in parts])
+    if asked.method == "shapley":
+        return values, _audit(_shapley_error(asked, pixel_values, values, targets)), None
+    own = [outputs for _, outputs in parts if outputs is not None]
+    return values, {}, torch.cat(own) if own else None
+
+
+def _audit(error: np.ndarray) -> dict[str, Any]:
+    return {"completeness_error": error, "converged": bool((error < TOLERANCE).all())}
+
+
+def _shapley_error(asked: _Asked, pixel_values: Tensor, values: Tensor, targets: list[int] | None) -> np.ndarray:
+    ends = [picked(_outputs(asked, x), targets).double() for x in (pixel_values, _baseline(asked, pixel_values))]
+    pairs = zip(values.double().sum(-1).tolist(), (ends[0] - ends[1]).tolist(), strict=True)
+    return np.array([completeness_error(total, difference) for total, difference in pairs])
+
+
+def _noisy(asked: _Asked, pixel_values: Tensor, targets: list[int], samples: int, std: float) -> Tensor:
+    def maps(x: Tensor, some: list[int]) -> Tensor:
+        return _values(asked, x, some)[0]
+
+    output = TaskOutput(asked.model, asked.task.name)
+    return noise_tunnel(output, maps, pixel_values, targets, samples=samples, std=std, seed=asked.seed)
+
+
+def _baseline(asked: _Asked, pixel_values: Tensor) -> Tensor:
+    backbone = asked.model.backbone
     zero = torch.zeros(1, backbone.num_frames, backbone.size_px, backbone.size_px, 3, dtype=torch.uint8)
     black = backbone.prepare(zero)[0, 0, :, 0, 0].to(pixel_values.device)
-    attributions, error, used = integrate_gradients(
-        TaskOutput(model, task.name), backbone.embedding, pixel_values,
-        baseline_pixels(pixel_values, black, baseline), indices, first_steps=steps,
-        internal_batch_size=max(1, GRADIENT_TOKENS // math.prod(backbone.grid)), progress=progress,
-    )  # fmt: skip
-    places = backbone.tokens_of(attributions).tokens  # without what CLS tokens got
-    return places.sum(-1).cpu().numpy(), error, used  # (B, N, D) -> (B, N)
+    return baseline_pixels(pixel_values, black, asked.baseline)
+
+
+def _attention(asked: _Asked, x: Tensor, _targets: list[int] | None) -> Found:
+    with torch.no_grad():
+        return attention_maps(asked.model, asked.task.name, x, asked.method)
+
+
+def _task_attention(asked: _Asked, x: Tensor, _targets: list[int] | None) -> Found:
+    with torch.no_grad():
+        return task_attention(asked.model, asked.model.backbone(x), asked.task.name)
+
+
+def _gradient_attention(asked: _Asked, x: Tensor, targets: list[int] | None) -> Found:
+    return gradient_attention(asked.model, asked.task.name, x, targets)
+
+
+def _attnlrp(asked: _Asked, x: Tensor, targets: list[int] | None) -> Found:
+    assert asked.layer is not None
+    found, outputs = relevance(asked.model, asked.task.name, x, targets, asked.layer)
+    return places(found, asked.model.backbone), outputs
+
+
+def _at_layer(method: Callable[..., Found], asked: _Asked, x: Tensor, targets: list[int] | None) -> Found:
+    return method(asked.model, asked.task.name, x, targets, asked.layer)
+
+
+def _tubes(asked: _Asked, x: Tensor, targets: list[int] | None) -> Found:
+    assert targets is not None
+    return tube_attributions(
+        asked.method, TaskOutput(asked.model, asked.task.name), asked.model.backbone, x, _baseline(asked, x), targets,
+        asked.tube, passes=asked.passes, permutations=asked.permutations, seed=asked.seed,
+    ), None  # fmt: skip
+
+
+_METHODS: dict[str, Callable[[_Asked, Tensor, list[int] | None], Found]] = {
+    "attention": _attention, "rollout": _attention, "task_attention": _task_attention,
+    "gradient_attention": _gradient_attention, "attnlrp": _attnlrp,
+    "gradient_x_activation": partial(_at_layer, gradient_x_activation), "grad_cam": partial(_at_layer, grad_cam),
+    "occlusion": _tubes, "ablation": _tubes, "shapley": _tubes,
+}  # fmt: skip
+
+
+def _kept(found: Tensor, layer: Layer | None, head: int | None) -> tuple[Tensor, Layer | None]:
+    """One layer, one head, or both of (B, L, A, N); the mean over the other, so that a map per clip is left."""
+    for name, index, axis in (("layer", layer, 1), ("head", head, 2)):
+        if index is not None and not (isinstance(index, int) and -found.shape[axis] <= index < found.shape[axis]):
+            raise ValueError(f"{name}={index!r} is not one of the {found.shape[axis]} that this model has, from 0")
+    if layer is None and head is None:
+        return found, None
+    found = found.mean(1) if layer is None else found[:, int(layer)]  # (B, A, N)
+    kept = None if layer is None else int(layer)
+    return (found.mean(1) if head is None else found[:, head]), kept  # (B, N)
+
+
+@torch.no_grad()
+def _outputs(asked: _Asked, pixel_values: Tensor) -> Tensor:
+    output = TaskOutput(asked.model, asked.task.name)
+    return torch.cat([output(chunk) for chunk in pixel_values.split(BATCH)])

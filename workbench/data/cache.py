@@ -184,7 +184,7 @@ def decode_table(
                 keys.append(key)
     finally:
         loader.close()
-    kept = _without(table, bad)
+    kept = without(table, bad)
     return DecodedClips(ClipArray(loader, np.array(good, np.int64), keys), kept, reading.decoder)
 
 
@@ -199,7 +199,9 @@ def reason_of(error: Exception) -> str:
     raise error
 
 
-def _without(table: ClipTable, bad: dict[int, str]) -> ClipTable:
+def without(table: ClipTable, bad: dict[int, str]) -> ClipTable:
+    """The table without the rows ``bad``, which go to its quarantine with their reasons. Raises ValueError when no clip
+    is left, or none in a split that had some."""
     if not bad:
         return table
     rows = table.frame.iloc[list(bad)]

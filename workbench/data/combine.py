@@ -10,6 +10,7 @@ import pandas as pd
 
 from workbench.data.splits import groups_across_splits
 from workbench.data.tables import ClipTable, DatasetInfo, Task
+from workbench.data.tasks import sets_of
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def _tasks(tables: Sequence[ClipTable]) -> list[Task]:
         known = united.setdefault(task.name, task)
         if known.kind != task.kind:
             raise ValueError(f"task {task.name!r} is {known.kind} in one table and {task.kind} in another; rename one")
-        if task.kind == "multiclass":
+        if task.kind in ("multiclass", "multilabel"):
             united[task.name] = Task(task.name, task.kind, tuple(dict.fromkeys((*known.classes, *task.classes))))
         elif task.classes and known.classes and task.classes != known.classes:
             raise ValueError(f"binary task {task.name!r} names its sides {known.classes} and {task.classes}")
@@ -107,7 +108,13 @@ def _tasks(tables: Sequence[ClipTable]) -> list[Task]:
 
 
 def _labels(table: ClipTable, task: Task) -> np.ndarray | pd.Series:
-    """Labels in one form for all tables: class names as text, the others as numbers."""
+    """Labels in one form for all tables: class names as text, the others as numbers. A class of a multilabel task that
+    only another table knows is unknown here, not absent."""
+    if task.kind == "multilabel":
+        own = table.task(task.name)
+        values = np.full((len(table), len(task.classes)), np.nan)
+        values[:, [task.classes.index(c) for c in own.classes]] = table.targets(task.name)
+        return pd.Series(sets_of(values, task.classes), index=table.frame.index, dtype=object)
     if task.kind != "multiclass":
         return table.targets(task.name)
     labels = table.frame[task.name].astype(object)

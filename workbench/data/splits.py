@@ -94,6 +94,45 @@ def split_randomly(
     return table._with(table.frame.assign(split=split.to_numpy(object)))
 
 
+def few_labels(table: ClipTable, per_class: int, *, task: str, seed: int = 0) -> ClipTable:
+    """The same table with ``per_class`` training clips of each class of ``task``; val and test stay as they are.
+
+    Each class's clips are put in a random order that depends on ``seed`` and their ``clip_id`` alone, and the first
+    ones are kept: with one seed 5 per class are part of 20 per class, and these of 100, whatever order the rows are in.
+    Training clips without a label of ``task`` go; groups, and clips in no split, are untouched.
+
+    Raises ValueError where ``task`` has no classes, or naming the classes that have too few training clips.
+    """
+    if isinstance(per_class, bool) or not isinstance(per_class, int | np.integer) or per_class < 1:
+        raise ValueError(f"per_class={per_class!r} must be a whole number of at least 1")
+    kind = table.task(task).kind
+    if kind not in ("multiclass", "binary"):
+        raise ValueError(f"task {task!r} is {kind}: only multiclass and binary tasks have classes to count")
+    in_train = (table.frame.split == "train").to_numpy()
+    codes = np.where(in_train, table.targets(task), np.nan)
+    _enough_per_class(table, task, codes, per_class)
+    # Ranks of the ids, so that equal tables with shuffled rows choose equal clips.
+    place = np.argsort(np.argsort(table.frame.clip_id.to_numpy(str), kind="stable"), kind="stable")
+    rank = np.random.default_rng(seed).permutation(len(table))[place]
+    keep = ~in_train
+    for code in range(max(2, len(table.task(task).classes))):
+        rows = np.flatnonzero(codes == code)
+        keep[rows[np.argsort(rank[rows])[:per_class]]] = True
+    return table[keep]
+
+
+def _enough_per_class(table: ClipTable, task: str, codes: np.ndarray, per_class: int) -> None:
+    names = table.task(task).classes or ("0", "1")
+    counts = {name: int((codes == i).sum()) for i, name in enumerate(names)}
+    if lacking := {name: n for name, n in counts.items() if n < per_class}:
+        said = ", ".join(f"{name!r} has {n}" for name, n in list(lacking.items())[:5])
+        more = f" and {len(lacking) - 5} more classes" if len(lacking) > 5 else ""
+        raise ValueError(
+            f"too few training clips for per_class={per_class} of task {task!r}: {said}{more}; "
+            f"at most {min(counts.values())} can be had of every class"
+        )
+
+
 def groups_across_splits(table: ClipTable) -> list[str]:
     """Groups with clips in more than one split."""
     known = table.frame.split.notna().to_numpy() & table.frame.group.notna().to_numpy()
@@ -122,8 +161,11 @@ def _codes(table: ClipTable, stratify: str | None) -> tuple[np.ndarray, np.ndarr
 
 
 def _strata(table: ClipTable, task: str) -> np.ndarray:
-    """One whole number per clip: its class; for regression its fifth of the range; one more for "no label"."""
+    """One whole number per clip: its class (multilabel: its set of them); for regression its fifth of the range; one
+    more for "no label"."""
     values = table.targets(task)
+    if values.ndim == 2:
+        return np.unique(np.nan_to_num(values, nan=2.0), axis=0, return_inverse=True)[1].reshape(-1)
     missing = np.isnan(values)
     if table.task(task).kind == "regression" and not missing.all():
         values = np.digitize(values, np.nanquantile(values, [0.2, 0.4, 0.6, 0.8])).astype(float)

@@ -12,77 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from workbench.data.tasks import KINDS as KINDS
+from workbench.data.tasks import REQUIRED as REQUIRED
+from workbench.data.tasks import Task as Task
+
 if TYPE_CHECKING:
     from workbench.data.doctor import DoctorReport
 
-KINDS = ("multiclass", "binary", "regression")
 SPLITS = ("train", "val", "test")
-REQUIRED = ("clip_id", "path", "start_seconds", "end_seconds", "split", "group")
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
 _HASHED_ROWS = 50_000
 """Rows turned into text at a time by :meth:`ClipTable.fingerprint`: a few MB, however long the table."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One thing to predict per clip.
-
-    ``multiclass`` needs ``classes`` (their order is the order of the logits); ``binary`` is 0 or 1 with an optional
-    pair of names (negative, positive); ``regression`` is a number. A missing label is NaN and is masked everywhere.
-    """
-
-    name: str
-    kind: str
-    classes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(str(c) for c in self.classes))
-        if self.kind not in KINDS:
-            raise ValueError(f"task {self.name!r}: kind={self.kind!r} is not one of {', '.join(KINDS)}")
-        if self.name in (*REQUIRED, "decoder"):
-            raise ValueError(f"task name {self.name!r} is taken by a column of the clip table; rename the label column")
-        if self.kind == "multiclass" and len(self.classes) < 2:
-            raise ValueError(f"task {self.name!r} has {len(self.classes)} class(es); multiclass needs at least 2")
-        if self.kind == "binary" and len(self.classes) not in (0, 2):
-            raise ValueError(f"task {self.name!r}: binary takes no classes or (negative, positive), not {self.classes}")
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"task {self.name!r} names a class twice: {self.classes}")
-
-    @property
-    def num_outputs(self) -> int:
-        """Width of this task's head: K for multiclass, else 1."""
-        return len(self.classes) if self.kind == "multiclass" else 1
-
-    def encode(self, labels: pd.Series) -> np.ndarray:
-        """Labels as float64 (n,): class index, 0/1 or value; NaN where missing. Raises on a label it does not know."""
-        if self.kind == "regression":
-            numbers = pd.to_numeric(labels, errors="coerce").to_numpy(float, na_value=np.nan)
-            odd_rows = labels[(np.isnan(numbers) & labels.notna().to_numpy()) | np.isinf(numbers)]
-            if len(odd_rows):
-                raise ValueError(f"task {self.name!r} is a regression but has the label(s) {list(odd_rows[:3])}")
-            return numbers
-        if self.kind == "binary" and pd.api.types.is_numeric_dtype(labels):
-            values = labels.to_numpy(float)
-            odd = sorted(set(values[~np.isnan(values)]) - {0.0, 1.0})
-            if odd:
-                raise ValueError(f"task {self.name!r} is binary but has the label(s) {odd[:5]}; use 0, 1 or missing")
-            return values
-        values = np.full(len(labels), np.nan)
-        given = labels.notna().to_numpy()
-        known = labels[given].astype(str)
-        codes = pd.Index(self.classes, dtype=object).get_indexer(pd.Index(known, dtype=object))
-        if (codes < 0).any():
-            odd_names = sorted(set(known[codes < 0]))
-            raise ValueError(f"task {self.name!r} has the unknown label(s) {odd_names[:5]}; it knows {self.classes}")
-        values[given] = codes
-        return values
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "kind": self.kind, "classes": list(self.classes)}
-
-    @staticmethod
-    def from_json(record: dict[str, Any]) -> "Task":
-        return Task(record["name"], record["kind"], tuple(record.get("classes", ())))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +118,8 @@ class ClipTable:
         sizes = self.frame.split.value_counts()
         splits = ", ".join(f"{s} {sizes.get(s, 0)}" for s in SPLITS) if len(sizes) else "in no split"
         tasks = ", ".join(
-            f"{t.name} ({t.kind}{f', {len(t.classes)} classes' if t.kind == 'multiclass' else ''})" for t in self.tasks
+            f"{t.name} ({t.kind}{f', {t.num_outputs} classes' if t.kind.startswith('multi') else ''})"
+            for t in self.tasks
         )
         gone = f"; {len(self.quarantine)} quarantined" if len(self.quarantine) else ""
         counts = f"{len(self)} clips ({splits}), {self.frame.group.nunique()} groups{gone}"
@@ -234,7 +175,7 @@ class ClipTable:
         return self._with(self.frame, tasks=[self.task(n) for n in names])
 
     def targets(self, task: str) -> np.ndarray:
-        """Encoded labels of one task: float64 (n,), NaN where missing."""
+        """Encoded labels of one task: float64 (n,), for a multilabel task (n, K); NaN where missing."""
         return self.task(task).encode(self.frame[task])
 
     def files(self) -> list[Path]:

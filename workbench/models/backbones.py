@@ -22,6 +22,7 @@ from workbench.models.families.positions import Geometry
 from workbench.models.hub import locate, preprocessing_record, quiet, read_preprocessing, readable_errors
 from workbench.models.preprocess import Preprocessing
 from workbench.models.preprocess import to_pixel_values as to_pixel_values
+from workbench.models.probe import Probe, Softmax
 from workbench.models.tokens import Attention
 from workbench.models.tokens import Tokens as Tokens
 
@@ -74,6 +75,11 @@ class Backbone(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The encoder's blocks in depth order; some families' give tuples whose first part is the tokens."""
         return family_of(self.family).blocks(self.model)
+
+    @property
+    def pre_norm(self) -> bool:
+        """Whether a block adds to its input; BERT's and RoBERTa's normalise the sum."""
+        return family_of(self.family).pre_norm
 
     @property
     def embedding(self) -> nn.Module:
@@ -147,6 +153,47 @@ class Backbone(nn.Module):
             for hook in hooks:
                 hook.remove()
         return tokens, family.attentions(self.model, seen, self.grid)
+
+    def forward_recording(
+        self, pixel_values: torch.Tensor, *, values: bool = False
+    ) -> tuple[Tokens, tuple[Softmax, ...]]:
+        """Tokens, and each softmax as its queries and keys, in the order in which the model applies them.
+
+        Runs with torch's own attention function, so long clips fit: the weights are made later, a piece at a time, by
+        the :class:`~workbench.models.probe.Softmax`. ``values`` also keeps what a gradient of the weights needs.
+        Raises RuntimeError where not every softmax was seen.
+        """
+        family = family_of(self.family)
+        layouts = family.layouts(self.model, self.grid)
+        seen: list[Softmax] = []
+
+        def note(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, context: torch.Tensor) -> None:
+            if len(seen) == len(layouts):
+                raise RuntimeError(
+                    f"saw more than the {len(layouts)} softmaxes of {self.family}; its code is not known"
+                )
+            seen.append(Softmax(q, k, scale, layouts[len(seen)], *((v, context) if values else ())))
+
+        hooks: list[Any] = []
+        usual = family.implementations[0]
+        try:
+            for module in family.attention_modules(self.model):
+                hooks += family.watch(module, note)
+            with self.attention_implementation(usual), Probe(note):
+                tokens = self(pixel_values)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if len(seen) != len(layouts):
+            raise RuntimeError(f"saw {len(seen)} of {len(layouts)} softmaxes of {self.family}; its code is not known")
+        return tokens, tuple(seen)
+
+    @property
+    def fused_projections(self) -> list[nn.Module]:
+        """Projections to queries, keys and values in one, of attention that torch's own function does not compute."""
+        family = family_of(self.family)
+        found = [family.fused(module) for module in family.attention_modules(self.model)]
+        return [module for module in found if module is not None]
 
     @contextmanager
     def attention_implementation(self, name: str) -> Iterator[None]:
@@ -252,6 +299,31 @@ def load_backbone(
     )  # fmt: skip
     backbone._set_attention(attn or family.implementations[0])
     return backbone.eval()
+
+
+@torch.no_grad()
+def pooler_attention(name_or_path: str | Path, tokens: Tokens) -> torch.Tensor:
+    """Where the attentive pooler of a classifier's checkpoint (V-JEPA 2) looks: (B, A, N), sums to 1 over N.
+
+    ``tokens``: what the backbone of that checkpoint made of the clips, which is all that :func:`load_backbone` keeps.
+    Raises ValueError where the checkpoint has no such pooler.
+    """
+    source = str(name_or_path)
+    location = locate(source)
+    with readable_errors(source):
+        config_dict, _ = PreTrainedConfig.get_config_dict(location)
+    seen: list[torch.Tensor] = []
+
+    def note(q: torch.Tensor, k: torch.Tensor, _v: torch.Tensor, scale: float, _context: torch.Tensor) -> None:
+        seen[:] = [(q * scale @ k.transpose(-1, -2)).softmax(-1)]  # its last attention is the query's
+
+    with quiet(), torch.random.fork_rng(devices=[]), readable_errors(source):
+        pooler = family_of(str(config_dict.get("model_type"))).pooler(location)
+    with Probe(note):
+        pooler.to(tokens.tokens.device)(tokens.tokens)
+    if not seen:
+        raise RuntimeError(f"saw no attention in the pooler of {source}; its code is not known")
+    return seen[0][:, :, 0]
 
 
 def _scaled(preprocessing: Preprocessing, usual: int, size_px: int) -> Preprocessing:

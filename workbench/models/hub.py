@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import transformers.utils.logging as hf_logging
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
@@ -15,6 +18,9 @@ from workbench.models.preprocess import RESAMPLES, Preprocessing
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 PACKAGED = ("nano",)
+_ANSWER_SECONDS = 10.0
+# OSError, and the base of all errors of the client that this version of the hub's library uses (httpx, httpx2).
+_NO_ANSWER: tuple[type[Exception], ...] = tuple(b for b in HfHubHTTPError.__bases__ if issubclass(b, Exception))
 PREPROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
 
 
@@ -32,7 +38,26 @@ def locate(source: str) -> str:
         return source
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
         raise FileNotFoundError(f"no backbone {source!r}: it is no folder and no name known here; {accepted}")
+    _check_network(source)
     return source
+
+
+def _check_network(source: str) -> None:
+    """Ask the hub once, without retrying, for what is in no cache. Raises OSError where there is no way to it.
+
+    Without this the library tries six times over half a minute, telling of each, before it says the same. Any answer
+    of the hub's will do, "not found" too: the library puts that into words.
+    """
+    if is_offline_mode() or isinstance(try_to_load_from_cache(source, "config.json"), str):
+        return
+    url = hf_hub_url(source, "config.json")
+    with readable_errors(source):
+        try:
+            get_hf_file_metadata(url, timeout=_ANSWER_SECONDS)
+        except HfHubHTTPError:
+            return
+        except _NO_ANSWER as error:
+            raise OSError(f"no connection to {urlsplit(url).netloc} ({error})") from error
 
 
 def read_preprocessing(source: str, location: str, *, default: Preprocessing | None = None) -> Preprocessing:

@@ -3,6 +3,7 @@
 Linear and attentive probes, single-task models and full fine-tuning are all this model with parts frozen or swapped.
 """
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 
 from workbench.data.tables import Task
 from workbench.models.backbones import Backbone, Tokens
+
+log = logging.getLogger(__name__)
 
 HEADS = ("mean", "query")
 
@@ -53,16 +56,19 @@ class DecoderBlock(nn.Module):
         )
 
     def forward(
-        self, q: torch.Tensor, memory: torch.Tensor, *, need_weights: bool = False
+        self, q: torch.Tensor, memory: torch.Tensor, *, need_weights: bool = False, per_head: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Queries (B, Q, D) and memory (B, N, D) -> queries (B, Q, D), attention (B, Q, N) averaged over heads."""
+        """Queries (B, Q, D) and memory (B, N, D) -> queries (B, Q, D), attention (B, Q, N) averaged over heads, or
+        (B, A, Q, N)."""
         if self.self_attention is not None and self.self_norm is not None:
             x = self.self_norm(q)  # (B, Q, D)
             q = q + self.self_attention(x, x, x, need_weights=False)[0]  # (B, Q, D)
         x = self.cross_norm(q)  # (B, Q, D)
-        seen, weights = self.cross_attention(x, memory, memory, need_weights=need_weights)  # (B, Q, D), (B, Q, N)
+        seen, weights = self.cross_attention(
+            x, memory, memory, need_weights=need_weights, average_attn_weights=not per_head
+        )  # (B, Q, D), (B, Q, N) or (B, A, Q, N)
         q = q + seen  # (B, Q, D)
-        return q + self.mlp(q), weights  # (B, Q, D), (B, Q, N) or None
+        return q + self.mlp(q), weights
 
 
 class QueryHead(nn.Module):
@@ -83,24 +89,30 @@ class QueryHead(nn.Module):
         self.blocks = nn.ModuleList(DecoderBlock(hidden_size, num_heads, self_attention=between) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden_size)
         self.linears = nn.ModuleList(task_linear(hidden_size, task.num_outputs) for task in tasks)
+        self.added = nn.ParameterList()  # queries (1, D) of tasks that came later; see TML.add_task
 
     def forward(
-        self, tokens: torch.Tensor, *, need_weights: bool = False
+        self, tokens: torch.Tensor, *, need_weights: bool = False, per_head: bool = False
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """Tokens (B, N, D) -> one (B, K) per task, and the last block's cross-attention (B, Q, N) if asked for."""
+        """Tokens (B, N, D) -> one (B, K) per task, and the last block's cross-attention (B, Q, N) if asked for; with
+        ``per_head`` every block's and every head's, (B, L, A, Q, N)."""
         memory = self.memory_norm(tokens)  # (B, N, D)
-        q = self.queries.expand(len(tokens), -1, -1)  # (B, Q, D)
-        weights = None
+        queries = torch.cat([self.queries, *self.added]) if len(self.added) else self.queries  # (Q, D)
+        q = queries.expand(len(tokens), -1, -1)  # (B, Q, D)
+        weights, maps = None, []
         for block in self.blocks:
-            q, weights = block(q, memory, need_weights=need_weights)  # (B, Q, D), (B, Q, N)
+            q, weights = block(q, memory, need_weights=need_weights or per_head, per_head=per_head)  # (B, Q, D)
+            maps.append(weights)
         q = self.norm(q)  # (B, Q, D)
-        return [linear(q[:, i]) for i, linear in enumerate(self.linears)], weights  # Q times (B, K)
+        outputs = [linear(q[:, i]) for i, linear in enumerate(self.linears)]  # Q times (B, K)
+        return outputs, torch.stack(maps, dim=1) if per_head else weights
 
 
 class TML(nn.Module):
     """Backbone and head: ``pixel_values`` (B, T, C, H, W) -> {task name: logits}.
 
-    Outputs are (B, K) for a multiclass task, and (B,) for a binary one (logit of the positive) or a regression (value).
+    Outputs are (B, K) for a multiclass or multilabel task, and (B,) for a binary one (logit of the positive) or a
+    regression (value).
     ``head="mean"``: a linear layer per task on the mean token. ``head="query"``: a decoder with one query per task.
     """
 
@@ -144,9 +156,51 @@ class TML(nn.Module):
         outputs, weights = self.head(tokens.tokens, need_weights=True)  # Q times (B, K), (B, Q, N)
         return self._named(outputs), {task.name: weights[:, i] for i, task in enumerate(self.tasks)}
 
+    def task_maps(self, tokens: Tokens) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Outputs per task, and where each task's query looked, block by block and head by head: {task: (B, L, A, N)}.
+
+        Tokens count in time-major order, ``tokens.grid``; each row sums to 1. The mean over L = 1 and the heads is what
+        :meth:`forward_tokens_with_attention` gives.
+        """
+        if not isinstance(self.head, QueryHead):
+            raise ValueError("head='mean' has no cross-attention; build TML(..., head='query') to see it")
+        outputs, maps = self.head(tokens.tokens, per_head=True)  # Q times (B, K), (B, L, A, Q, N)
+        return self._named(outputs), {task.name: maps[..., i, :] for i, task in enumerate(self.tasks)}
+
+    def add_task(self, task: Task, *, freeze_rest: bool = False, seed: int = 0) -> None:
+        """Give a trained model one more task: a new query (``head="query"``) and a new last layer, drawn from ``seed``.
+
+        ``freeze_rest``: nothing else trains from now on. Where the tasks' queries do not see each other
+        (``task_attention=False``, a model made for one task, ``head="mean"``) the other tasks then stay as they are;
+        where they do, the new query is seen by the others too and moves their outputs, which is warned of.
+        :meth:`merge_added` afterwards gives the parameters the names of a model that was built with all its tasks.
+        """
+        if task.name in {known.name for known in self.tasks}:
+            raise ValueError(f"the model has a task {task.name!r} already; it has {[t.name for t in self.tasks]}")
+        if freeze_rest:
+            self.requires_grad_(False)
+        own = next(self.head.linears.parameters())  # (K, D)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.head.linears.append(task_linear(own.shape[1], task.num_outputs).to(own.device, own.dtype))
+            if isinstance(self.head, QueryHead):
+                query = nn.init.trunc_normal_(torch.empty(1, own.shape[1]), std=0.02)
+                self.head.added.append(nn.Parameter(query.to(own.device, own.dtype)))
+                if freeze_rest and any(block.self_attention is not None for block in self.head.blocks):
+                    log.warning("the queries see each other: task %r moves the outputs of the others", task.name)
+        self.tasks = (*self.tasks, task)
+
+    def merge_added(self) -> None:
+        """Put the queries that :meth:`add_task` made into ``head.queries``: the outputs stay, the names become those of
+        ``TML(backbone, self.tasks, ...)``, whose ``load_state_dict`` takes them. Make a new optimiser afterwards."""
+        if isinstance(self.head, QueryHead) and len(self.head.added):
+            rows = torch.cat([self.head.queries, *self.head.added]).detach()
+            self.head.queries = nn.Parameter(rows, requires_grad=any(q.requires_grad for q in self.head.added))
+            self.head.added = nn.ParameterList()
+
     def _named(self, outputs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         return {
-            task.name: y if task.kind == "multiclass" else y.squeeze(-1)  # (B, K) or (B,)
+            task.name: y if task.kind in ("multiclass", "multilabel") else y.squeeze(-1)  # (B, K) or (B,)
             for task, y in zip(self.tasks, outputs, strict=True)
         }
 

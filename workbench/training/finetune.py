@@ -17,10 +17,11 @@ from workbench.data.splits import groups_across_splits
 from workbench.data.tables import ClipTable
 from workbench.models.backbones import Backbone
 from workbench.models.tml import TML
-from workbench.training.feed import Feed, feed
+from workbench.training.feed import Feed, feed, stored_views
 from workbench.training.loop import Progress, Watcher, train
 from workbench.training.losses import Standard, standardisation
-from workbench.training.predict import outputs_of, pick_device, prediction_frame
+from workbench.training.predict import outputs_on, pick_device, prediction_frame
+from workbench.training.probing.features import Features
 from workbench.training.runs import Run, build_model, environment, load_run, save_run
 from workbench.training.setup import Setup
 
@@ -52,7 +53,10 @@ def fine_tune(
     table = table.with_tasks(setup.tasks or [task.name for task in table.tasks])
     backbone_lr, head_lr = setup.rates
     # Spelled out, so that a run says what it did even when a default changes.
-    setup = setup.replace(tasks=tuple(task.name for task in table.tasks), lr=backbone_lr, head_lr=head_lr)
+    setup = setup.replace(
+        tasks=tuple(task.name for task in table.tasks), lr=backbone_lr, head_lr=head_lr,
+        feature_views=stored_views(setup),
+    )  # fmt: skip
     _check_labels(table)
     if leaks := groups_across_splits(table):
         log.warning("%s: %d group(s) lie in more than one split; scores will be too good", table.info.name, len(leaks))
@@ -66,10 +70,12 @@ def fine_tune(
         return load_run(folder)
 
     began = time.monotonic()
-    data = feed(table, setup, model.backbone, workers=workers, progress=progress)
-    decode_seconds = time.monotonic() - began
-    standard = standardisation(data.train.table, table.tasks)
     accelerator = make_accelerator(setup, chosen, compile_model=compile_model)
+    model.backbone.to(accelerator.device)
+    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    data = feed(table, setup, model.backbone, workers=workers, progress=progress, precision=precision)
+    feed_seconds = time.monotonic() - began
+    standard = standardisation(data.train.table, table.tasks)
     with torch.random.fork_rng(devices=[]):  # the loop seeds every step; the caller's own randomness stays as it was
         state, kept = train(
             model, data, setup, accelerator, folder, standard,
@@ -78,7 +84,7 @@ def fine_tune(
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.load_state_dict(kept, strict=False)
     predictions = _predictions(model, data, standard)
-    record = _record(label, setup, table, data, model, state, standard, fingerprint, accelerator, decode_seconds)
+    record = _record(label, setup, table, data, model, state, standard, fingerprint, accelerator, feed_seconds)
     run = save_run(folder, record, history=pd.DataFrame(state.history), predictions=predictions, weights=kept)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return run
@@ -148,7 +154,7 @@ def make_accelerator(setup: Setup, device: torch.device, *, compile_model: bool 
 
 def _predictions(model: TML, data: Feed, standard: Standard) -> pd.DataFrame:
     parts = [p for p in (data.val_views, data.test) if p is not None]
-    frames = [prediction_frame(p.table, model.tasks, outputs_of(model, p.clips), standard) for p in parts]
+    frames = [prediction_frame(p.table, model.tasks, outputs_on(model, p), standard) for p in parts]
     return pd.concat(frames, ignore_index=True)
 
 
@@ -162,7 +168,7 @@ def _record(
     standard: Standard,
     backbone_fingerprint: str,
     accelerator: Accelerator,
-    decode_seconds: float,
+    feed_seconds: float,
 ) -> dict[str, Any]:
     backbone: Backbone = model.backbone
     counts = {"train": len(data.train), "val": len(data.val), "test": len(data.test) if data.test else 0}
@@ -184,12 +190,17 @@ def _record(
             "total": sum(p.numel() for p in model.parameters()),
         },
         "timings": {
-            "train_seconds": round(seconds, 3), "decode_seconds": round(decode_seconds, 3),
+            "train_seconds": round(seconds, 3), "encode_seconds": round(data.encode_seconds, 3),
+            "decode_seconds": round(feed_seconds - data.encode_seconds, 3),
             "clips_per_second": round(len(state.history) * counts["train"] / max(seconds, 1e-9), 3),
         },
+        "features": {
+            "kind": data.train.kind, "views": data.train.views, "dtype": data.train.values.dtype.name,
+        } if isinstance(data.train, Features) else None,
         "kept_epoch": state.kept_epoch,
         "best_epoch": state.best_epoch,
         "best_val_score": state.best_score,
+        "findings": state.findings,
         "backbone_fingerprint": backbone_fingerprint,
         "device": {
             "kind": accelerator.device.type, "precision": accelerator.mixed_precision,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.data.cache import decode_table, reason_of
+from workbench.data.cache import DecodedClips, decode_table, reason_of
 from workbench.data.clips import read_views
 from workbench.data.loading.guard import run_guarded
 from workbench.data.protocol import Protocol
@@ -21,6 +21,7 @@ from workbench.data.sources.archives import locate
 from workbench.data.tables import ClipTable, Task
 from workbench.models.tml import TML
 from workbench.training.losses import Standard, decide
+from workbench.training.probing.features import Features, HeadOnly
 from workbench.training.runs import Run
 
 TIME_LIMIT_SECONDS = 60.0
@@ -63,15 +64,31 @@ def outputs_of(model: TML, clips: Any, *, batch_size: int = 32) -> dict[str, Ten
     return {task.name: torch.cat([part[task.name] for part in parts]) for task in model.tasks}
 
 
+@torch.inference_mode()
+def outputs_on(model: TML, part: DecodedClips | Features, *, batch_size: int = 32) -> dict[str, Tensor]:
+    """:func:`outputs_of` on decoded clips, or the same from stored features of them: the head alone."""
+    if not isinstance(part, Features):
+        return outputs_of(model, part.clips, batch_size=batch_size)
+    model.eval()
+    network, device, views = HeadOnly(model, part.kind, part.grid), model.backbone.device, part.views
+    rows = max(1, (batch_size if part.kind == "tokens" else 8192) // views)
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, len(part), rows):
+        values = torch.from_numpy(np.array(part.values[start : start + rows])).to(device)
+        outputs = network(values.flatten(0, 1))
+        parts.append({t.name: merge_views(t, outputs[t.name].float(), views).cpu() for t in model.tasks})
+    return {task.name: torch.cat([found[task.name] for found in parts]) for task in model.tasks}
+
+
 def merge_views(task: Task, output: Tensor, views: int) -> Tensor:
     """(n * views, K) or (n * views,) -> (n, K) or (n,): logits whose probabilities are the mean over each clip's
-    views."""
+    views; of a regression the mean."""
     if views == 1:
         return output
     output = output.unflatten(0, (-1, views))
     if task.kind == "multiclass":
         return output.log_softmax(-1).logsumexp(1) - math.log(views)
-    if task.kind == "binary":
+    if task.kind in ("binary", "multilabel"):
         yes, no = (F.logsigmoid(sign * output).logsumexp(1) for sign in (1, -1))
         return yes - no
     return output.mean(1)
@@ -80,18 +97,31 @@ def merge_views(task: Task, output: Tensor, views: int) -> Tensor:
 def prediction_frame(
     table: ClipTable, tasks: Sequence[Task], outputs: dict[str, Tensor], standard: Standard
 ) -> pd.DataFrame:
-    """The prediction table: one row per clip and task. A task the table has no labels for gets NaN targets."""
+    """The prediction table: one row per clip and task. A task the table has no labels for gets NaN targets.
+
+    A multilabel task's ``target`` is how many classes apply (NaN where none is known); its K labels are in one more
+    column, ``targets``, which is None for other tasks and absent without such a one.
+    """
     known = {task.name for task in table.tasks}
     parts = []
     for task in tasks:
         predicted, probabilities = decide(task, outputs[task.name], standard)
+        targets = _targets(table, task) if task.name in known else np.full((len(table), task.num_targets), np.nan)
+        several = task.kind == "multilabel"
         parts.append(pd.DataFrame({
             "clip_id": table.frame.clip_id, "path": table.frame.path, "group": table.frame.group,
             "split": table.frame.split, "task": task.name,
-            "target": _targets(table, task) if task.name in known else np.nan,
+            "target": _number_that_apply(targets) if several else targets.reshape(len(table)),
             "prediction": predicted, "probabilities": probabilities,
+            "targets": targets.tolist() if several else None,
         }))  # fmt: skip
-    return pd.concat(parts, ignore_index=True)[list(COLUMNS)]
+    columns = [*COLUMNS, *(["targets"] if any(task.kind == "multilabel" for task in tasks) else [])]
+    return pd.concat([part[columns] for part in parts], ignore_index=True)
+
+
+def _number_that_apply(targets: np.ndarray) -> np.ndarray:
+    """(n, K) of 0, 1 and NaN -> (n,)."""
+    return np.where(np.isnan(targets).all(1), np.nan, np.nansum(targets, axis=1))
 
 
 def _targets(table: ClipTable, task: Task) -> np.ndarray:
@@ -102,7 +132,8 @@ def _targets(table: ClipTable, task: Task) -> np.ndarray:
             f"task {task.name!r} is {task.kind} {task.classes or ''} in the run but {own.kind} {own.classes or ''} in "
             f"{table.info.name!r}; rename theirs"
         )
-    return task.encode(table.frame[task.name]) if task.kind == "multiclass" else own.encode(table.frame[task.name])
+    mine = task.kind in ("multiclass", "multilabel")
+    return task.encode(table.frame[task.name]) if mine else own.encode(table.frame[task.name])
 
 
 def decode_for(

@@ -21,6 +21,7 @@ from workbench.data.tables import Task
 from workbench.models.backbones import load_backbone
 from workbench.models.strategies import apply_strategy, parse_strategy
 from workbench.models.tml import TML
+from workbench.training.checking.findings import Finding
 from workbench.training.losses import Standard
 from workbench.training.setup import Setup
 
@@ -77,6 +78,11 @@ class Run:
         return pd.read_parquet(self.folder / "history.parquet")
 
     @property
+    def findings(self) -> list[Finding]:
+        """What the training doctor found (:mod:`workbench.training.checking.checkup`); empty where all was well."""
+        return [Finding.from_json(record) for record in self.record.get("findings", [])]
+
+    @property
     def predictions(self) -> pd.DataFrame:
         """One row per clip (val and test) and task; see DESIGN: ``clip_id, path, group, split, task, target, ...``."""
         return pd.read_parquet(self.folder / "predictions.parquet")
@@ -108,8 +114,12 @@ class Run:
             f"Run {self.name!r}: {self.setup.strategy} from {self.setup.backbone}, {kept}, "
             f"{clips['train']} train / {clips['val']} val / {clips['test']} test clips, "
             f"{self.record['parameters']['trainable']:,} trainable parameters, "
-            f"{self.record['timings']['train_seconds']:.0f} s"
+            f"{self.record['timings']['train_seconds']:.0f} s{self._complaints()}"
         )
+
+    def _complaints(self) -> str:
+        codes = [finding.code for finding in self.findings if finding.severity != "note"]
+        return f"; the training doctor found {', '.join(dict.fromkeys(codes))} (see .findings)" if codes else ""
 
 
 def load_run(folder: str | Path) -> Run:

@@ -2,26 +2,32 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from workbench.data.frames import Sampling, check_views
 from workbench.data.tables import DECODERS
 from workbench.models.strategies import Strategy, parse_strategy
+from workbench.training.losses import parse_loss
 
-# Peak learning rates (backbone, heads) for AdamW at batch 16 on some hundreds of clips. Heads start from nothing and
-# take more than a pretrained backbone can bear; from random weights the two are alike. Not tuned on clips of ours, and
-# the sources are named from memory: look one up before relying on it.
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("cosine", "one_cycle", "plateau", "constant")
+
+# Peak learning rates (backbone, heads) for AdamW at batch 16 on some hundreds of clips, mostly for a small backbone
+# such as nano: not tuned on clips of ours. Heads start from nothing and take more than a pretrained backbone can bear;
+# from random weights the two are alike. Where a source stands it was looked up; the published recipes themselves, for
+# large backbones and batches, are in :mod:`workbench.training.recipes`.
 _RATES = {
-    "scratch": (5e-4, 5e-4),
-    "linear": (0.0, 5e-3),
-    "attentive": (0.0, 1e-3),  # V-JEPA 2's probes: 1e-3, https://arxiv.org/abs/2506.09985, appendix
-    "bitfit": (1e-3, 1e-3),  # upper end of 1e-4 to 1e-3, BitFit's grid, https://arxiv.org/abs/2106.10199
-    "lora": (3e-3, 1e-3),  # ten times "full", the ratio found at every size in thinkingmachines.ai/blog/lora
-    "adapter": (5e-4, 1e-3),  # ST-Adapter's rate, https://arxiv.org/abs/2206.13559, appendix
-    "partial": (3e-4, 1e-3),  # as "full": MAE tunes its last blocks with the recipe for all
-    "llrd": (5e-4, 1e-3),  # VideoMAE's fine-tuning on UCF101 (rate of the last block, times the decay)
-    "full": (3e-4, 1e-3),
+    "scratch": (5e-4, 5e-4),  # as "llrd": VideoMAE's base rate
+    "linear": (0.0, 5e-3),  # highest of V-JEPA 2's probes, configs/eval/vitl/ssv2.yaml: a linear layer bears it
+    "attentive": (0.0, 1e-3),  # V-JEPA's probe, configs/evals/vitl16_ssv2_16x2x3.yaml; V-JEPA 2 tries 1e-4 to 5e-3
+    "bitfit": (1e-3, 1e-3),  # default of the authors' run_glue.py, batch 8: github.com/benzakenelad/BitFit
+    "lora": (3e-3, 1e-3),  # ten times "full", the ratio of "LoRA Without Regret", thinkingmachines.ai/blog/lora
+    "adapter": (5e-4, 1e-3),  # half of ST-Adapter's 1e-3 per 256 clips, main.py: github.com/linziyi96/st-adapter
+    "partial": (3e-4, 1e-3),  # as "full"
+    "llrd": (5e-4, 1e-3),  # VideoMAE's --lr on UCF101 (there per 256 clips), of the last block times the decay
+    "full": (3e-4, 1e-3),  # ours: below "llrd", since here the lowest block takes the whole rate
 }
 
 
@@ -49,14 +55,37 @@ class Setup:
     """Peak rate of what trains outside the heads (backbone, LoRA, adapters); None takes the strategy's default."""
     head_lr: float | None = None
     """Peak rate of the heads; None takes the strategy's default."""
+    optimizer: str = "adamw"
+    """``adamw``, ``adam`` (decay in the gradient) or ``sgd``, which needs ``lr`` and ``head_lr``: Adam's do not fit."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of Adam and AdamW."""
+    momentum: float = 0.9
+    """Of SGD."""
     weight_decay: float = 0.05
     """On matrices; never on biases and norms."""
+    schedule: str = "cosine"
+    """``cosine`` (to zero), ``one_cycle`` (up and down), ``plateau`` (a tenth whenever the val loss stops falling) or
+    ``constant``; :mod:`workbench.training.optim` has the formulas."""
     warmup: float = 0.1
-    """Share of all steps in which the rate rises linearly; then it falls along a cosine to zero."""
+    """Share of all steps in which the rate rises; linearly, but for ``one_cycle``."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of what trains, updated every step; 0: none. The average is then what val
+    scores and what is kept. It looks back about 1 / (1 - ema) steps."""
     clip_norm: float = 1.0
     accumulation: int = 1
     """Batches per optimiser step."""
+    loss: str = "ce"
+    """Of multiclass and binary tasks: ``ce`` (cross entropy); for rare classes ``focal:<gamma>`` or
+    ``logit_adjusted:<tau>`` (see :class:`~workbench.training.losses.Criterion`). A bare ``focal`` is ``focal:2``,
+    ``logit_adjusted`` is ``logit_adjusted:1``. The val loss is the plain cross entropy under each."""
+    class_weights: Any = None
+    """What a label counts in training: None (all alike), ``"balanced"`` (inverse to its class's number), or by task one
+    of these, or weights by class, ``{"action": {"fall": 3.0}, "safe": "balanced"}``. Kept as sorted pairs."""
     label_smoothing: float = 0.0
+    """Of multiclass tasks."""
+    drop_path: float = 0.0
+    """Probability that the backbone's last block is skipped for a clip, earlier ones less, where it trains (see
+    :mod:`workbench.models.droppath`)."""
     augment: bool = True
     crop_scale: float = 0.6
     """Smallest random crop, as a share of the frame's area."""
@@ -72,6 +101,11 @@ class Setup:
     """The same for a box of one clip put into another. With both, each batch takes either by even chance."""
     mix_regression: bool = False
     """Mix also where a task is regression, and interpolate its targets. Else such tables are not mixed."""
+    feature_views: int | None = None
+    """For ``linear`` and ``attentive``, whose backbone is frozen: views of each training clip that are encoded once and
+    stored, of which each epoch shows a random one. 1: the plain view; more add random ones, the same for every seed.
+    None: 5, or 1 with ``augment=False``. 0: clips are encoded, augmented afresh, at each step, as they always are where
+    they are mixed (``mixup``, ``cutmix``)."""
     patience: int = 0
     """0: train all epochs and keep the last. Else stop when the val score has not risen for this many epochs, and keep
     the best."""
@@ -97,6 +131,9 @@ class Setup:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", (self.tasks,) if isinstance(self.tasks, str) else tuple(self.tasks))
         object.__setattr__(self, "strategy", _spelled(self.strategy))
+        kind, value = parse_loss(self.loss)
+        object.__setattr__(self, "loss", kind if kind == "ce" else f"{kind}:{value:g}")
+        object.__setattr__(self, "class_weights", _pairs(self.class_weights))
         for name, least in (
             ("epochs", 1), ("batch_size", 1), ("accumulation", 1), ("rand_augment", 0), ("patience", 0), ("seed", 0),
         ):  # fmt: skip
@@ -113,15 +150,20 @@ class Setup:
         for name, low, high in (
             ("warmup", 0, 1), ("crop_scale", 0.05, 1), ("magnitude", 0, 10), ("erasing", 0, 1), ("mixup", 0, 100),
             ("cutmix", 0, 100), ("label_smoothing", 0, 0.99), ("weight_decay", 0, 10),
-            ("clip_norm", 1e-6, 1e6), ("lr", 0, 10), ("head_lr", 0, 10),
+            ("clip_norm", 1e-6, 1e6), ("lr", 0, 10), ("head_lr", 0, 10), ("momentum", 0, 0.9999), ("ema", 0, 0.99999),
+            ("drop_path", 0, 0.9),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and low <= value <= high):
                 raise ValueError(f"{name}={value!r} must lie between {low} and {high}")
-        if self.decoder not in DECODERS:
-            raise ValueError(f"decoder={self.decoder!r} is not one of {', '.join(DECODERS)}")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"precision={self.precision!r} is not one of auto, fp32, bf16")
+        for name, known in (
+            ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("decoder", DECODERS),
+            ("precision", ("auto", "fp32", "bf16")),
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
+        self._check_optimizer()
+        self._check_views()
         Sampling(
             num_frames=1, sampling=self.sampling, sampling_rate=self.sampling_rate, fps=self.fps, short=self.short,
             num_clips=self.test_clips,
@@ -131,6 +173,43 @@ class Setup:
             raise ValueError(
                 f"augment=False with rand_augment={self.rand_augment}, erasing={self.erasing}: these need augment=True"
             )
+
+    def _check_views(self) -> None:
+        views = self.feature_views
+        if views is None or (views == 0 and not isinstance(views, bool)):
+            return
+        if isinstance(views, bool) or not isinstance(views, int) or views < 0:
+            raise ValueError(f"feature_views={views!r} must be a whole number of at least 0, or None")
+        if not parse_strategy(self.strategy).frozen:
+            raise ValueError(f"feature_views={views}, but strategy={self.strategy!r} trains the backbone: leave it")
+        if self.mixup or self.cutmix:
+            raise ValueError(f"feature_views={views} with mixup or cutmix: mixed clips cannot be stored; use 0 or None")
+        if views > 1 and not self.augment:
+            raise ValueError(f"feature_views={views} with augment=False: only the plain view is there; use 1 or None")
+
+    def _check_optimizer(self) -> None:
+        betas = self.betas
+        pair = isinstance(betas, list | tuple) and len(betas) == 2
+        if not pair or not all(isinstance(b, int | float) and 0 <= b < 1 for b in betas):
+            raise ValueError(
+                f"betas={betas!r} must be two numbers, each at least 0 and below 1, for example (0.9, 0.999)"
+            )
+        object.__setattr__(self, "betas", tuple(betas))
+        needed = ["head_lr"] if parse_strategy(self.strategy).frozen else ["lr", "head_lr"]
+        if self.optimizer == "sgd" and (absent := [name for name in needed if getattr(self, name) is None]):
+            raise ValueError(
+                f"optimizer='sgd' needs {' and '.join(absent)}: the defaults are for Adam, which scales its steps; "
+                "try 0.01 to 0.1 first"
+            )
+
+    @property
+    def weights_by_task(self) -> dict[str, str | dict[str, float]]:
+        """``class_weights`` as a mapping; ``"*"`` stands for all tasks that have classes."""
+        if isinstance(self.class_weights, str):
+            return {"*": self.class_weights}
+        return {
+            task: weights if isinstance(weights, str) else dict(weights) for task, weights in self.class_weights or ()
+        }
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -162,3 +241,29 @@ def _spelled(strategy: str | Strategy) -> str:
     if isinstance(strategy, Strategy) and parse_strategy(spelling) != strategy:
         raise ValueError(f"{strategy!r} differs from the known {spelling!r}; a setup holds known strategies only")
     return spelling
+
+
+def _pairs(weights: Any) -> Any:
+    """Class weights as None, ``"balanced"`` or sorted pairs, so that a setup can be hashed. Takes mappings or pairs."""
+    wrong = ValueError(
+        f"class_weights={weights!r} must be None, 'balanced', or by task 'balanced' or positive weights by class: "
+        "{'action': {'fall': 3.0}}"
+    )
+    if weights is None or weights == "balanced":
+        return weights
+    try:
+        by_task = {
+            str(task): own if isinstance(own, str) else {str(c): float(w) for c, w in dict(own).items()}
+            for task, own in dict(weights).items()
+        }
+    except (TypeError, ValueError):
+        raise wrong from None
+    numbers = [w for own in by_task.values() if isinstance(own, Mapping) for w in own.values()]
+    if any(isinstance(own, str) and own != "balanced" for own in by_task.values()) or not all(
+        0 < w < float("inf") for w in numbers
+    ):
+        raise wrong
+    return (
+        tuple(sorted((t, own if isinstance(own, str) else tuple(sorted(own.items()))) for t, own in by_task.items()))
+        or None
+    )

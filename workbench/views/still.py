@@ -40,7 +40,7 @@ def still(fig: go.Figure, *, label: str = "plot") -> Html:
             _draw(axes[(trace.xaxis or "x", trace.yaxis or "y")], trace)
         for (x, y), ax in axes.items():
             _dress(ax, fig, x, y)
-        _words(figure, fig, next(iter(axes.values())) if axes else None)
+        _words(figure, fig, list(axes.values()))
         target = io.StringIO()
         figure.patch.set_alpha(0)
         figure.savefig(target, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
@@ -117,13 +117,14 @@ def _dress(ax: matplotlib.axes.Axes, fig: go.Figure, x: str, y: str) -> None:
         ax.grid(False)
 
 
-def _words(figure: matplotlib.figure.Figure, fig: go.Figure, first: matplotlib.axes.Axes | None) -> None:
+def _words(figure: matplotlib.figure.Figure, fig: go.Figure, panels: list[matplotlib.axes.Axes]) -> None:
     for note in fig.layout.annotations:
         side = {"left": "left", "center": "center", "right": "right"}.get(note.xanchor or "center", "center")
         figure.text(note.x, note.y + 0.01, _plain(note.text), ha=side, va="bottom")
     if fig.layout.title.text:
         figure.text(0, 1.02, _plain(fig.layout.title.text), ha="left", weight="bold")
-    handles, labels = first.get_legend_handles_labels() if first else ([], [])
+    entries = [entry for panel in panels for entry in zip(*panel.get_legend_handles_labels(), strict=True)]
+    handles, labels = [handle for handle, _ in entries], [label for _, label in entries]
     if labels:
         columns = max(1, min(4, 90 // (max(map(len, labels)) + 6)))
         below = 0.55 / figure.get_figheight()

@@ -39,10 +39,10 @@ def label_warnings(table: ClipTable, name: str) -> list[str]:
     """Missing labels, classes without a train clip or without one to test on, and imbalance from ten to one."""
     task, warnings = table.task(name), []
     targets, split = table.targets(name), table.frame.split.to_numpy(object)
-    missing = int(np.isnan(targets).sum())
+    missing = int(np.isnan(targets).reshape(len(table), -1).all(1).sum())
     if missing:
         warnings.append(f"task {name!r}: {missing} clip(s) have no label and are left out of its loss and metrics")
-    if task.kind == "regression":
+    if task.kind in ("regression", "multilabel"):
         return warnings
     classes = task.classes or ("0", "1")
     known = ~np.isnan(targets)
@@ -66,14 +66,15 @@ def label_warnings(table: ClipTable, name: str) -> list[str]:
 
 
 def class_counts(table: ClipTable) -> pd.DataFrame:
-    """Clips per task and class in each split: ``task, class, train, val, test``; no rows for regression."""
+    """Clips per task and class in each split: ``task, class, train, val, test``; no rows for regression. A clip counts
+    for every class of a multilabel task that applies to it."""
     rows = []
     for task in table.tasks:
         if task.kind == "regression":
             continue
         targets, split = table.targets(task.name), table.frame.split.to_numpy(object)
         for code, name in enumerate(task.classes or ("0", "1")):
-            clips = split[targets == code]
+            clips = split[targets[:, code] == 1 if task.kind == "multilabel" else targets == code]
             rows.append((task.name, name, *(int((clips == s).sum()) for s in ("train", "val", "test"))))
     return pd.DataFrame(rows, columns=["task", "class", "train", "val", "test"])
 
@@ -147,6 +148,8 @@ def flip_checks(table: ClipTable, signatures: np.ndarray, seed: int = 0) -> list
     paths = motion_paths(signatures)
     checks = []
     for task in table.tasks:
+        if task.kind == "multilabel":
+            continue
         targets = table.targets(task.name)
         known = np.flatnonzero(~np.isnan(targets))
         groups = pd.factorize(table.frame.group)[0]

@@ -52,13 +52,15 @@ def shortcut_alarms(table: ClipTable, facts: pd.DataFrame, *, resamples: int = 1
     ``held out`` where the value is 0.05 or more above chance and its interval, widened for the number of facts, clear
     of it; ``in sample`` where only the fit itself beats all but 1 % of shuffled labels (clips shuffled); else empty.
     Without a shortcut the first comes up in about 1 to 3 % of facts. Tasks with too few groups (two per class, ten in
-    all) have no row; of more than 20,000 clips as many are drawn, by whole groups.
+    all) and multilabel tasks have no row; of more than 20,000 clips as many are drawn, by whole groups.
     """
     rows = []
     usable = {name: [c for c in columns if c in facts] for name, columns in FACTS.items()}
     usable = {name: columns for name, columns in usable.items() if columns}
     usable |= {"all together": [c for columns in usable.values() for c in columns]}
     for task in table.tasks:
+        if task.kind == "multilabel":
+            continue
         target = table.targets(task.name)
         for name, columns in usable.items():
             values = facts[columns].to_numpy(float)

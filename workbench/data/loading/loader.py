@@ -214,7 +214,7 @@ class Loader:
             return 4 * self.workers
         return max(2 * self.workers, min(_AHEAD_ROWS, _AHEAD_BYTES // math.prod(self.reading.shape)))
 
-    def _keys(self, rows: Sequence[int]) -> list[tuple[str | None, str]]:
+    def keys(self, rows: Sequence[int]) -> list[tuple[str | None, str]]:
         """(key of the entry, stamp of the file) per row; no key without a store or a file."""
         if self._memory is None:
             return [(None, MISSING)] * len(rows)
@@ -229,7 +229,7 @@ class Loader:
         while start < len(rows):
             some = rows[start : start + min(_CHUNK, max(8, start))]  # few at first: new files are hashed before
             start += len(some)
-            slots = [_Slot(row, key, stamp) for row, (key, stamp) in zip(some, self._keys(some), strict=True)]
+            slots = [_Slot(row, key, stamp) for row, (key, stamp) in zip(some, self.keys(some), strict=True)]
             absent = {slot.key for slot in slots if not self._stored(slot.key)}
             known = self._memory.verdicts([key for key in absent if key]) if self._memory else {}
             for slot in slots:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.data.tables import REQUIRED, SPLITS, Task
+from workbench.data.tasks import names_in
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,8 @@ def _numbers(values: pd.Series, column: str) -> pd.Series:
 
 
 def infer_task(frame: pd.DataFrame, column: str) -> Task:
-    """0/1 is binary; fractions, or more than 20 distinct numbers, a regression; anything else multiclass."""
+    """0/1 is binary; fractions, or more than 20 distinct numbers, a regression; text with ``|`` between names is
+    multilabel; anything else multiclass."""
     values = frame[column].dropna()
     if not len(values):
         raise ValueError(f"column {column!r} has no label at all")
@@ -176,7 +178,12 @@ def infer_task(frame: pd.DataFrame, column: str) -> Task:
         if (distinct % 1 != 0).any() or len(distinct) > _MANY_VALUES:
             return Task(column, "regression")
         return Task(column, "multiclass", tuple(str(int(v)) for v in distinct))
-    return Task(column, "multiclass", tuple(sorted(_class_names(values).unique())))
+    names = _class_names(values).unique()
+    if any("|" in name for name in names):
+        classes = sorted({part.removeprefix("?") for name in names for part in names_in(name)})
+        log.info("column %r holds sets of names (a|b): a multilabel task of %d classes", column, len(classes))
+        return Task(column, "multilabel", tuple(classes))
+    return Task(column, "multiclass", tuple(sorted(names)))
 
 
 def _class_names(labels: pd.Series) -> pd.Series:

@@ -49,6 +49,9 @@ class Scenes:
     sprite_maps: Tensor
     present: Tensor
 
+    def __getitem__(self, some: slice) -> "Scenes":
+        return Scenes(**{name: value[some] for name, value in vars(self).items()})
+
     def to(self, device: str | torch.device) -> "Scenes":
         return Scenes(**{name: value.to(device) for name, value in vars(self).items()})
 
@@ -61,32 +64,55 @@ def screen_points(height: int, width: int, device: torch.device | str = "cpu") -
     return torch.cat([grid, torch.ones(len(grid), 1, device=device)], dim=1)
 
 
-def _sample(image: Tensor, maps: Tensor, size_px: int, padding: str) -> Tensor:
-    """Images (n, C, S, S) seen through maps (n, T, 3, 3): (n, T, C, H, W)."""
+def _grids(maps: Tensor, size_px: int) -> Tensor:
+    """Where each pixel of each frame falls in the layer's texture, x and y: maps (n, T, 3, 3) -> (n, T, 2, H * W)."""
+    points = screen_points(size_px, size_px, maps.device)
+    return maps[:, :, :2].to(points.dtype) @ points.T
+
+
+def _sample(image: Tensor, maps: Tensor, size_px: int) -> Tensor:
+    """Images (n, C, S, S) seen through maps (n, T, 3, 3), reflected beyond their rim: (n, T, C, H, W)."""
     n, T = maps.shape[:2]
-    points = screen_points(size_px, size_px, image.device)
-    grid = torch.einsum("ntij,pj->ntpi", maps[:, :, :2].to(points.dtype), points).reshape(n, T * size_px, size_px, 2)
+    grid = _grids(maps, size_px).transpose(2, 3).reshape(n, T * size_px, size_px, 2)
     # All frames of one clip are one tall grid over one image: no copy of the image per frame.
-    seen = F.grid_sample(image, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    seen = F.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     return seen.reshape(n, -1, T, size_px, size_px).transpose(1, 2)
 
 
 def render(scenes: Scenes, size_px: int) -> tuple[Tensor, Tensor]:
     """Frames float (B, T, 3, H, W) in [0, 1] and each slot's *visible* coverage (B, K, T, H, W) in [0, 1]."""
-    frames = _sample(scenes.background, scenes.background_maps, size_px, "reflection")
+    frames = _sample(scenes.background, scenes.background_maps, size_px)
     B, K = scenes.present.shape
     T = frames.shape[1]
     cover = frames.new_zeros(B, K, T, size_px, size_px)
+    canvas, covered = frames.transpose(1, 2).reshape(B, 3, -1), cover.view(B, K, -1)
+    # Beyond its rim by a texel a sprite is all zeros: only the pixels that fall inside are sampled and painted.
+    limit = 1 + 2 / scenes.sprites.shape[-1]
     for k in range(K):
         rows = scenes.present[:, k].nonzero()[:, 0]
         if not len(rows):
             continue
-        seen = _sample(scenes.sprites[rows, k], scenes.sprite_maps[rows, k], size_px, "zeros")
-        color, alpha = seen[:, :, :3], seen[:, :, 3:]
-        frames[rows] = frames[rows].lerp_(color, alpha)
-        cover[rows] *= (1 - alpha).transpose(1, 2)
-        cover[rows, k] = alpha[:, :, 0]
-    return frames.clamp_(0, 1), cover
+        x, y = _grids(scenes.sprite_maps[rows, k], size_px).unbind(2)  # (n, T, H * W) each
+        inside = ((x.abs() <= limit) & (y.abs() <= limit)).flatten(1)
+        for i, row in enumerate(rows.tolist()):
+            at = inside[i].nonzero()[:, 0]
+            grid = torch.stack([x[i].reshape(-1)[at], y[i].reshape(-1)[at]], dim=-1)
+            below = [covered[row, j] for j in range(k) if scenes.present[row, j]]
+            _paint(canvas[row], below, covered[row, k], scenes.sprites[row, k], grid, at)
+    return canvas.view(B, 3, T, size_px, size_px).transpose(1, 2).clamp_(0, 1), cover
+
+
+def _paint(canvas: Tensor, below: list[Tensor], own: Tensor, sprite: Tensor, grid: Tensor, at: Tensor) -> None:
+    """Put ``sprite`` (4, S, S), sampled at ``grid`` (n, 2), on the n pixels ``at`` of ``canvas`` (3, P); ``own`` (P,)
+    becomes its coverage, and those of the sprites ``below`` lose what it hides."""
+    if not len(at):
+        return
+    seen = F.grid_sample(sprite[None], grid[None, None], mode="bilinear", align_corners=False)[0, :, 0]
+    color, alpha = seen[:3], seen[3]
+    canvas[:, at] = canvas[:, at].lerp_(color, alpha)
+    for cover in below:
+        cover[at] *= 1 - alpha
+    own[at] = alpha
 
 
 def optical_flow(scenes: Scenes, cover: Tensor) -> Tensor:

@@ -1,6 +1,11 @@
 """Procedural surfaces: what the generated scenes and objects are made of. NumPy only; everything from one ``rng``."""
 
+from collections.abc import Callable
+
 import numpy as np
+
+Surface = Callable[[np.random.Generator, int], np.ndarray]
+"""Makes one image, float32 (3, size, size) in [0, 1]."""
 
 SHAPES = ("disk", "triangle", "square", "pentagon", "star", "flower", "ring", "cross")
 
@@ -60,6 +65,35 @@ def texture(rng: np.random.Generator, size_px: int) -> np.ndarray:
     return np.clip(image * grain, 0, 1).astype(np.float32)
 
 
+def flat(rng: np.random.Generator, size_px: int) -> np.ndarray:
+    """One random colour, float32 (3, size, size)."""
+    return np.broadcast_to(rng.uniform(0, 1, (3, 1, 1)), (3, size_px, size_px)).astype(np.float32)
+
+
+def white(rng: np.random.Generator, size_px: int) -> np.ndarray:
+    """Noise whose pixels know nothing of each other, in one random palette, float32 (3, size, size)."""
+    return palette(rng, noise(rng, size_px, 0.0), int(rng.integers(2, 5))).astype(np.float32)
+
+
+def natural(rng: np.random.Generator, size_px: int, leaves: int = 80) -> np.ndarray:
+    """Dead leaves that each show a piece of 1/f noise, float32 (3, size, size): edges, occlusion at all scales and
+    the amplitude spectrum of natural images, about 1/f.
+
+    Images from simple random processes to learn from: Baradad et al. 2021, https://arxiv.org/abs/2106.05963.
+    """
+    image = dead_leaves(rng, size_px, leaves)
+    # A leaf's own piece of the noise: the same field, shifted by an amount that its colour decides.
+    field, shift = noise(rng, size_px, 1.0), (image[0] * 977 + image[1] * 491).astype(int)
+    ys, xs = np.mgrid[:size_px, :size_px]
+    pieces = field[(ys + shift) % size_px, (xs + 31 * shift) % size_px]
+    return np.clip(image + rng.uniform(0.2, 0.6) * (pieces - 0.5), 0, 1).astype(np.float32)
+
+
+SURFACES: dict[str, Surface] = {"flat": flat, "white": white, "mixed": texture, "natural": natural}
+"""Ever closer to natural images: one colour; noise without structure; a mixture of noise, dead leaves, stripes, checks
+and gradients; textured dead leaves alone."""
+
+
 def silhouette(name: str, size_px: int, *, aspect: float = 1.0) -> np.ndarray:
     """Coverage (size, size) in [0, 1] of a shape that fills about [-0.95, 0.95]; edges antialiased over two pixels."""
     if name not in SHAPES:
@@ -86,16 +120,16 @@ def silhouette(name: str, size_px: int, *, aspect: float = 1.0) -> np.ndarray:
     return cover.astype(np.float32)
 
 
-def sprite(rng: np.random.Generator, shape: str, size_px: int) -> np.ndarray:
+def sprite(rng: np.random.Generator, shape: str, size_px: int, surface: Surface = texture) -> np.ndarray:
     """One textured object, float32 (4, size, size): RGB and coverage."""
     cover = silhouette(shape, size_px, aspect=rng.uniform(1.0, 1.4))
-    return np.concatenate([texture(rng, size_px), cover[None]])
+    return np.concatenate([surface(rng, size_px), cover[None]])
 
 
-def limb(rng: np.random.Generator, size_px: int) -> np.ndarray:
+def limb(rng: np.random.Generator, size_px: int, surface: Surface = texture) -> np.ndarray:
     """A long rounded bar, float32 (4, size, size), its tip at the top: something that holds the object (an arm)."""
     axis = (np.arange(size_px) + 0.5) / size_px * 2 - 1
     x, y = np.meshgrid(axis, axis)
     outside = np.hypot(x, np.minimum(y + 0.8, 0) * 5)
     cover = np.clip((0.9 - outside) / (4 / size_px) + 0.5, 0, 1)
-    return np.concatenate([texture(rng, size_px), cover[None]]).astype(np.float32)
+    return np.concatenate([surface(rng, size_px), cover[None]]).astype(np.float32)

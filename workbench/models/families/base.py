@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from workbench.models.families.positions import Geometry, Grid, square
 from workbench.models.preprocess import Preprocessing
+from workbench.models.probe import Layout, Note
 from workbench.models.tokens import Attention, Tokens
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ class Family:
     """How the names of weights begin that a checkpoint may lack."""
     preprocessing: ClassVar[Preprocessing | None] = None
     """Where a checkpoint of this family need not say."""
+    pre_norm: ClassVar[bool] = True
+    """Blocks normalise what they read and add to it; False: they normalise the sum, so what goes round them is lost."""
 
     # -- shapes
 
@@ -114,6 +117,10 @@ class Family:
     def _config(self, config_dict: dict[str, Any], geometry: Geometry) -> Any:
         return self.model_class.config_class.from_dict(config_dict | self.config_changes(geometry))
 
+    def pooler(self, name: str) -> nn.Module:
+        """The attention that pools the tokens in a classifier's checkpoint, tokens (B, N, D) -> (B, D)."""
+        raise ValueError(f"{name}: no {type(self).__name__} checkpoint pools its tokens by attention")
+
     # -- running
 
     def forward(self, model: PreTrainedModel, pixel_values: torch.Tensor, grid: Grid) -> Tokens:
@@ -156,6 +163,18 @@ class Family:
         """Hooks that hand ``note`` each softmax that ``module`` computes under eager attention."""
         return [module.register_forward_hook(lambda _m, _i, output: note(output[1]))]
 
+    def layouts(self, model: Any, grid: Grid) -> tuple[Layout, ...]:
+        """How each softmax of a forward pass lies in a clip, in the order in which they run."""
+        return (Layout("joint", grid),) * len(self.attention_modules(model))
+
+    def watch(self, module: nn.Module, note: Note) -> list[Any]:
+        """Hooks that tell ``note`` of a softmax that ``module`` computes without torch's attention function."""
+        return []
+
+    def fused(self, module: nn.Module) -> nn.Module | None:
+        """Of such a module: the projection to queries, keys and values, one after another."""
+        return None
+
     def attentions(self, model: Any, seen: list[torch.Tensor], grid: Grid) -> tuple[Attention, ...]:
         """The softmaxes of one forward pass, as documented in :mod:`workbench.models.tokens`."""
         return tuple(seen)
@@ -163,6 +182,9 @@ class Family:
 
 class LeadingCLS(Family):
     """A family whose sequence starts with one CLS token."""
+
+    def layouts(self, model: Any, grid: Grid) -> tuple[Layout, ...]:
+        return (Layout("joint", grid, prefix=1),) * len(self.attention_modules(model))
 
     def split(self, hidden: torch.Tensor, grid: Grid) -> Tokens:
         return Tokens(hidden[:, 1:], grid, hidden[:, :1])

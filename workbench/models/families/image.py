@@ -9,6 +9,7 @@ from transformers import Dinov2Model, PreTrainedModel, ViTModel
 from workbench.models.families.base import Family, State
 from workbench.models.families.positions import Geometry, Grid, resize_positions, sinusoid, square
 from workbench.models.preprocess import Preprocessing
+from workbench.models.probe import Layout
 from workbench.models.tokens import Attention, DividedAttention, Tokens
 
 DEFAULT_FRAMES = 8
@@ -58,6 +59,10 @@ class PerFrame(Family):
         assert tokens.prefix is not None
         places = tokens.tokens.unflatten(1, (tokens.grid[0], -1))  # (B, T, S, D)
         return torch.cat((tokens.prefix[:, :, None], places), 2).flatten(0, 1)
+
+    def layouts(self, model: Any, grid: Grid) -> tuple[Layout, ...]:
+        space = Layout("space", grid, prefix=grid[0], shared_prefix=False)
+        return (space,) * len(self.attention_modules(model))
 
     def attentions(self, model: Any, seen: list[torch.Tensor], grid: Grid) -> tuple[Attention, ...]:
         split = (a.unflatten(0, (-1, grid[0])).transpose(1, 2) for a in seen)  # (B, A, T, 1 + S, 1 + S)

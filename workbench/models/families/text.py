@@ -78,6 +78,7 @@ class Text(Family):
 
     dispensable = ("embeddings.projection.", "pooler.")
     preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    pre_norm = False
 
     def geometry(self, config_dict: dict[str, Any]) -> Geometry:
         say = DEFAULTS | {k: v for k, v in config_dict.items() if k in DEFAULTS}

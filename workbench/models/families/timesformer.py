@@ -9,6 +9,7 @@ from transformers import TimesformerModel
 
 from workbench.models.families.base import LeadingCLS, State
 from workbench.models.families.positions import Geometry, Grid, resize_positions, square
+from workbench.models.probe import Layout, Note
 from workbench.models.tokens import Attention, DividedAttention, Tokens
 
 
@@ -68,12 +69,34 @@ class TimeSformer(LeadingCLS):
 
         return [module.register_forward_pre_hook(ask), *super().listen(module, note)]
 
+    def layouts(self, model: Any, grid: Grid) -> tuple[Layout, ...]:
+        if model.config.attention_type == "joint_space_time":
+            order = self._time_major(grid, next(model.parameters()).device).argsort()
+            return (Layout("joint", grid, prefix=1, order=order),) * len(self.attention_modules(model))
+        both = (Layout("time", grid, prefix=1), Layout("space", grid, prefix=1))
+        return both * len(self.blocks(model))
+
+    def watch(self, module: nn.Module, note: Note) -> list[Any]:
+        """Its attention is written out, so torch's function is never called."""
+        parts: list[torch.Tensor] = []
+        own: Any = module
+
+        def told(_module: nn.Module, _args: Any, output: tuple[torch.Tensor, ...]) -> None:
+            q, k, v = parts.pop().unflatten(-1, (3, own.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B', A, n, d)
+            note(q, k, v, own.scale, output[0])
+
+        hook = own.qkv.register_forward_hook(lambda _m, _i, output: parts.append(output))
+        return [hook, own.register_forward_hook(told)]
+
+    def fused(self, module: Any) -> nn.Module:
+        found: nn.Module = module.qkv
+        return found
+
     def attentions(self, model: Any, seen: list[torch.Tensor], grid: Grid) -> tuple[Attention, ...]:
         """Divided: two per block, first along time, then in space. Joint: one per block."""
         T, S = grid[0], grid[1] * grid[2]
         if model.config.attention_type == "joint_space_time":
-            place = torch.arange(T * S, device=seen[0].device).view(S, T).T.reshape(-1)  # time-major -> space-major
-            order = torch.cat((place.new_zeros(1), place + 1))
+            order = self._time_major(grid, seen[0].device)
             return tuple(a[:, :, order][..., order] for a in seen)
         found: list[Attention] = []
         for along_time, in_space in zip(seen[::2], seen[1::2], strict=True):
@@ -82,6 +105,13 @@ class TimeSformer(LeadingCLS):
             w = in_space.unflatten(0, (-1, T)).transpose(1, 2)  # (B, A, T, 1 + S, 1 + S)
             found.append(DividedAttention(w, "space", prefix=1))
         return tuple(found)
+
+    @staticmethod
+    def _time_major(grid: Grid, device: torch.device) -> torch.Tensor:
+        """Where in the model's order, CLS first, the time-major tokens stand."""
+        T, S = grid[0], grid[1] * grid[2]
+        place = torch.arange(T * S, device=device).view(S, T).T.reshape(-1)  # time-major -> space-major
+        return torch.cat((place.new_zeros(1), place + 1))
 
 
 FAMILIES = {"timesformer": TimeSformer()}

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, VJEPA2Model
+from transformers import PreTrainedModel, VJEPA2ForVideoClassification, VJEPA2Model
 
 from workbench.models.families.base import Family
 from workbench.models.families.positions import Geometry, Grid, square
@@ -38,6 +38,15 @@ class VJEPA2(Family):
 
     def forward(self, model: PreTrainedModel, pixel_values: torch.Tensor, grid: Grid) -> Tokens:
         return self.split(model.encoder(pixel_values).last_hidden_state, grid)
+
+    def pooler(self, name: str) -> nn.Module:
+        model, info = VJEPA2ForVideoClassification.from_pretrained(
+            name, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        if any(k.startswith("pooler.") for k in info["missing_keys"]):
+            raise ValueError(f"{name}: this checkpoint has no attentive pooler, only an encoder; use a classifier's")
+        found: nn.Module = model.pooler.eval()
+        return found
 
     def embedding(self, model: PreTrainedModel) -> nn.Module:
         found: nn.Module = model.encoder.embeddings

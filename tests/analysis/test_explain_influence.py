@@ -1,0 +1,125 @@
+"""Influence against TracIn written out, and on training clips with planted wrong labels."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.analysis.family_runs import ACTION, SAFETY, family_run, hooks_of, random_clips
+from workbench.analysis.explaining.influence import influence
+from workbench.data.synthetic.planted import planted_clips
+from workbench.data.tables import Task
+
+QUALITY = Task("quality", "regression")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("influence")
+
+
+@pytest.mark.parametrize("head", ["mean", "query"])
+@pytest.mark.parametrize("task", ["action", "safety", "quality"])
+def test_influence_equals_the_product_of_gradients_of_the_last_layers_weights(folder, head, task):
+    run = family_run("videomae", folder, head, (ACTION, SAFETY, QUALITY))
+    model, train, test = run.tml, random_clips(5), random_clips(2, seed=1)
+    labels = {"action": [0, 1, 2, 1, 0], "safety": [0, 1, 1, 0, 1], "quality": [0.5, -1, 2, 0, 1]}[task]
+    test_labels = labels[1:3]
+    found = influence(
+        run, train, test, task=task, train_labels=labels, test_labels=test_labels, of="label", progress=False
+    )
+    linear = model.head.linears[["action", "safety", "quality"].index(task)]
+
+    def gradient(clip, label):
+        y = model(model.backbone.prepare(clip[None]))[task][0]
+        loss = {
+            "action": lambda: F.cross_entropy(y, torch.tensor(int(label))),
+            "safety": lambda: F.binary_cross_entropy_with_logits(y, torch.tensor(float(label))),
+            "quality": lambda: (y - label) ** 2,
+        }[task]()
+        return torch.autograd.grad(loss, linear.weight)[0].flatten()
+
+    a = torch.stack([gradient(*pair) for pair in zip(test, test_labels, strict=True)])
+    b = torch.stack([gradient(*pair) for pair in zip(train, labels, strict=True)])
+    np.testing.assert_allclose(found.scores, a @ b.T, rtol=1e-3, atol=1e-4 * (a @ b.T).abs().max().item())
+    np.testing.assert_allclose(found.own, (b * b).sum(-1), rtol=1e-3, atol=1e-5)
+    assert hooks_of(model) == 0 and all(p.grad is None for p in model.parameters())
+
+
+def test_influence_of_predictions_needs_no_test_labels_and_of_two_states_is_their_sum(folder):
+    run, other = (family_run("videomae", folder, head) for head in ("mean", "query"))
+    train, test, labels = random_clips(4), random_clips(2, seed=1), [0, 1, 2, 0]
+    options = {"train_labels": labels, "progress": False}
+    said = run.tml(run.tml.backbone.prepare(test))["action"].argmax(-1).tolist()
+    one, two = (influence(r, train, test, of="label", test_labels=said, **options) for r in (run, other))
+    both = influence([run, other], train, test, of="label", test_labels=said, **options)
+    np.testing.assert_allclose(influence(run, train, test, **options).scores, one.scores)
+    np.testing.assert_allclose(both.scores, one.scores + two.scores)
+    assert both.checkpoints == 2 and "2 checkpoint" in repr(both)
+
+
+def test_table_lists_the_most_helpful_and_harmful_clips(folder):
+    found = influence(
+        family_run("videomae", folder), random_clips(6), random_clips(2, seed=1), train_labels=[0, 1, 2, 0, 1, np.nan],
+        progress=False,
+    )  # fmt: skip
+    assert found.train_ids == tuple(f"clip {i}" for i in range(5))  # without the one that has no label
+    table = found.table(2)
+    assert len(table) == 8
+    first = table[(table.test_clip == "clip 1") & (table["rank"] == 1)].set_index("effect").score
+    assert first.helpful == found.scores[1].max() and first.harmful == found.scores[1].min()
+
+
+def test_suspects_find_wrong_labels_planted_among_training_clips(folder):
+    """5 % of 400 labels are another class; the last layer is fitted to them with a penalty. Chance would be 1 of 20."""
+    planted = planted_clips(400, seed=0, cues=("colour",))
+    task = planted.tasks[0]
+    run = family_run("vivit", folder, tasks=(task,))
+    rng = np.random.default_rng(1)
+    labels = planted.labels["colour"].copy()
+    wrong = rng.choice(400, 20, replace=False)
+    labels[wrong] = (labels[wrong] + rng.integers(1, 4, 20)) % 4
+    _fit(run.tml, planted.frames, labels)
+    found = influence(run, planted.frames, planted.frames[:4], train_labels=labels, progress=False)
+    suspects = found.suspects(20)
+    assert isinstance(suspects, pd.DataFrame) and suspects.self_influence.is_monotonic_decreasing
+    hit = {f"clip {i}" for i in wrong} & set(suspects.train_clip)
+    assert len(hit) / 20 >= 0.8
+
+
+def _fit(model, frames, labels):
+    """Multinomial regression of the labels on the mean tokens."""
+    with torch.no_grad():
+        pooled = torch.cat([
+            model.backbone.pool(model.backbone(model.backbone.prepare(frames[i : i + 50])).tokens)
+            for i in range(0, len(frames), 50)
+        ])  # fmt: skip
+    linear, y = model.head.linears[0], torch.from_numpy(labels)
+    optimiser = torch.optim.LBFGS(linear.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimiser.zero_grad()
+        value = F.cross_entropy(linear(pooled), y) + 1e-3 * linear.weight.square().sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    model.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"of": "truth"}, "prediction, label"),
+        ({"train_labels": None}, "train_clips has no labels"),
+        ({"train_labels": [0]}, "one number per clip"),
+        ({"of": "label"}, "test_clips has no labels"),
+    ],
+)
+def test_influence_refuses_what_it_cannot_use(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        influence(
+            family_run("videomae", folder), random_clips(2), random_clips(1),
+            **({"train_labels": [0, 1], "progress": False} | options),
+        )  # fmt: skip

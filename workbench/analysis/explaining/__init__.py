@@ -1,0 +1,1 @@
+"""How a map is made: attention, relevance, gradients, perturbation of tubes, influence of training clips."""

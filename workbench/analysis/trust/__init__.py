@@ -1,0 +1,1 @@
+"""Whether a map can be trusted: perturbation, randomisation, planted truth, and the priors it must beat."""

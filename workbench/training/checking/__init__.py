@@ -1,0 +1,1 @@
+"""Is this training well? What the training doctor looks for, and which rate to begin with."""
