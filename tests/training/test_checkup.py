@@ -131,8 +131,8 @@ def test_shuffled_labels_are_not_learned_by_a_small_head(tiny_checkpoint: str, t
 
 def test_dead_features_give_constant_answers(tiny_checkpoint: str, tmp_path: Path) -> None:
     def kill(model: TML) -> None:
-        nn.init.zeros_(model.backbone.norm.weight)  # type: ignore[arg-type]
-        nn.init.ones_(model.backbone.norm.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(model.backbone.norm.weight)
+        nn.init.ones_(model.backbone.norm.bias)
 
     found = train(tiny_checkpoint, tmp_path, change=kill, strategy="linear")
     assert codes(found) == {("constant", "shade"), ("constant", "red")}
@@ -159,8 +159,8 @@ def test_a_head_that_is_frozen_or_cut_off_or_has_no_rate(tiny_checkpoint: str, t
 
 def test_a_head_that_reads_zeros_gets_a_gradient_of_zero(tiny_checkpoint: str, tmp_path: Path) -> None:
     def kill(model: TML) -> None:
-        nn.init.zeros_(model.backbone.norm.weight)  # type: ignore[arg-type]
-        nn.init.zeros_(model.backbone.norm.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(model.backbone.norm.weight)
+        nn.init.zeros_(model.backbone.norm.bias)
 
     found = train(tiny_checkpoint, tmp_path, change=kill, strategy="linear", epochs=1)
     assert codes(found) == {("head-not-training", "shade"), ("head-not-training", "red")}

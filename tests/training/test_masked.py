@@ -56,7 +56,8 @@ def test_sinusoid_is_the_encoders_own() -> None:
 def test_masked_decoder_puts_each_shown_token_back_at_its_place() -> None:
     torch.manual_seed(0)
     decoder = MaskedDecoder(8, 6, 5, width=32, layers=0).eval()
-    decoder.norm, decoder.predict = torch.nn.Identity(), torch.nn.Identity()
+    for name in ("norm", "predict"):
+        setattr(decoder, name, torch.nn.Identity())
     seen: list[torch.Tensor] = []
     decoder.blocks.append(Recorder(seen))
     mask = torch.tensor([[True, False, True, False, True, True], [False, True, True, True, True, False]])

@@ -56,7 +56,7 @@ def test_first_nonfinite_finds_a_gradient_where_all_outputs_are_finite() -> None
 def test_first_nonfinite_names_broken_weights_before_what_comes_of_them() -> None:
     model = net(nn.Identity())
     with torch.no_grad():
-        model[2].weight[0, 1] = torch.nan
+        model.get_parameter("2.weight")[0, 1] = torch.nan
     found = first_nonfinite(model, forward, X)
     assert found == "the weights of 2.weight: the step before had a gradient that was not finite"
 

@@ -114,4 +114,4 @@ def test_find_lr_sweeps_the_head_alone_where_the_backbone_is_frozen(
 def test_find_lr_refuses_a_sweep_that_is_none(tiny_checkpoint: str, tiny_table: ClipTable) -> None:
     for wrong in ({"steps": 5}, {"low": 1.0, "high": 1.0}, {"low": 0.0}):
         with pytest.raises(ValueError, match="needs at least 10 steps and 0 < low < high"):
-            find_lr(Setup(backbone=tiny_checkpoint), tiny_table, **wrong)  # type: ignore[arg-type]
+            find_lr(Setup(backbone=tiny_checkpoint), tiny_table, **wrong)
