@@ -100,7 +100,7 @@ def against_captum(run: Any, clips: np.ndarray, repeats: int) -> pd.DataFrame:
 
     def occlusion() -> None:
         x, x0 = inputs()
-        size = (tube[0] * backbone.tubelet_size, 3, backbone.size_px, backbone.size_px)
+        size = (tube[0] * backbone.tubelet_size, 3, tube[1] * backbone.patch_size, tube[2] * backbone.patch_size)
         with torch.no_grad():
             Occlusion(output).attribute(x, size, strides=size, baselines=x0, target=3)
 

@@ -1,16 +1,21 @@
 """The verbs from a shell, on files a user might have: good ones, and every kind of bad input."""
 
+import argparse
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from workbench.cli import main
+from workbench.cli.options import add_setup
 from workbench.data.clips import write_clip
+from workbench.training.runs import load_run
+from workbench.training.setup import Setup
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +170,27 @@ def test_data_counts_clips_without_a_label_or_a_split(folder: Path, capsys, tmp_
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["dark", "4", "4"] in lines and ["light", "10", "0"] in lines
     assert ["2", "clip(s)", "have", "no", "label"] in lines
+
+
+def test_train_has_an_option_for_every_field_of_a_setup() -> None:
+    parser = argparse.ArgumentParser()
+    add_setup(parser)
+    options = {action.dest for action in parser._actions}
+    left_out = {"strategy", "tasks", "betas", "augment"}  # --strategy and --task are the verb's; --no-augment
+    assert {f.name for f in fields(Setup)} - options == left_out
+
+
+def test_train_by_a_recipe_and_sweep_by_each_strategys_own(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--epochs", "1", "--device", "cpu", "--workers", "1", "--runs", str(tmp_path)]
+    assert main(["train", str(folder), "--recipe", "linear", "--ema", "0.5", "--loss", "focal", *options]) == 0
+    said = capsys.readouterr().out
+    assert "recipe linear: linear, epochs=1, " in said and "ema=0.5, loss=focal:2" in said
+    run = load_run(said.split("run folder:")[1].strip())
+    assert (run.setup.weight_decay, run.setup.epochs, run.setup.loss) == (0.0, 1, "focal:2")
+    assert main(["sweep", str(folder), "--strategies", "linear, attentive", "--recipes", *options]) == 0
+    folders = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("run folder")]
+    assert [load_run(path).setup.warmup for path in folders] == [pytest.approx(10 / 90), 0.0]
+    assert main(["train", str(folder), "--recipe", "nope", *options]) == 2
+    assert "error: recipe 'nope' is not known" in capsys.readouterr().err

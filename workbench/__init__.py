@@ -11,7 +11,13 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds 
     from workbench.analysis.errors import errors as errors
     from workbench.analysis.evaluate import evaluate as evaluate
     from workbench.analysis.explain import explain as explain
+    from workbench.analysis.explaining.influence import influence as influence
+    from workbench.analysis.faithfulness import explanation_report as explanation_report
     from workbench.analysis.label_study import label_study as label_study
+    from workbench.analysis.map_comparison import compare_classes as compare_classes
+    from workbench.analysis.map_comparison import compare_maps as compare_maps
+    from workbench.analysis.operating_point import choose_threshold as choose_threshold
+    from workbench.analysis.operating_point import realised_rate as realised_rate
     from workbench.analysis.transferability import transferability as transferability
     from workbench.data.clips import ClipDecodeError as ClipDecodeError
     from workbench.data.clips import read_clip as read_clip
@@ -28,12 +34,14 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds 
     from workbench.data.synthetic.playground import playground_truth as playground_truth
     from workbench.data.tables import ClipTable as ClipTable
     from workbench.data.tables import Task as Task
+    from workbench.data.tasks import label_sets as label_sets
     from workbench.models.backbones import load_backbone as load_backbone
     from workbench.training.checking.findings import Finding as Finding
     from workbench.training.checking.rate_finder import find_lr as find_lr
     from workbench.training.export import export as export
     from workbench.training.finetune import fine_tune as fine_tune
     from workbench.training.predict import predict as predict
+    from workbench.training.probing.features import features_of as features_of
     from workbench.training.probing.probes import probes as probes
     from workbench.training.recipes import recipe as recipe
     from workbench.training.recipes import recipe_sources as recipe_sources
@@ -87,6 +95,14 @@ _PUBLIC = {
     "recipe_sources": "training.recipes",
     "Finding": "training.checking.findings",
     "probes": "training.probing.probes",
+    "influence": "analysis.explaining.influence",
+    "explanation_report": "analysis.faithfulness",
+    "compare_maps": "analysis.map_comparison",
+    "compare_classes": "analysis.map_comparison",
+    "features_of": "training.probing.features",
+    "label_sets": "data.tasks",
+    "choose_threshold": "analysis.operating_point",
+    "realised_rate": "analysis.operating_point",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -1,5 +1,6 @@
 """AttnLRP against the paper's formulas written out, an implementation on eager attention, and its conservation."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,11 @@ def randn(*shape, seed=0):
 
 def propagated(function, *inputs):
     """Output and relevance of each input, beginning with the output's own values."""
-    inputs = [x.clone().requires_grad_() for x in inputs]
+    leaves = [x.clone().requires_grad_() for x in inputs]
     with Rules():
-        y = function(*inputs)
-    gradients = torch.autograd.grad(y.sum(), inputs)
-    return y.detach(), [(x * g).detach() for x, g in zip(inputs, gradients, strict=True)]
+        y = function(*leaves)
+    gradients = torch.autograd.grad(y.sum(), leaves)
+    return y.detach(), [(x * g).detach() for x, g in zip(leaves, gradients, strict=True)]
 
 
 def test_rules_for_attention_equal_the_papers_formulas():
@@ -126,7 +127,7 @@ def test_relevance_equals_an_implementation_on_eager_attention(folder, name, lay
     pixels = backbone.prepare(random_clips())
     with evaluating(model):
         plain = model(pixels)["action"].detach()
-        found, output = relevance(model, "action", pixels, [0, 2], layer)
+        found, logits = relevance(model, "action", pixels, [0, 2], layer)
         kept = []
 
         def start(_module, _args, hidden):
@@ -146,7 +147,7 @@ def test_relevance_equals_an_implementation_on_eager_attention(folder, name, lay
         for hook in hooks:
             hook.remove()
     expected = backbone.tokens_of(gradient * kept[0].detach()).tokens
-    assert torch.equal(output, plain)
+    assert torch.equal(logits, plain)
     scale = expected.abs().max()
     torch.testing.assert_close(found[:, -expected.shape[1] :] / scale, expected / scale, atol=1e-4, rtol=0)
 
@@ -165,8 +166,8 @@ def test_relevance_is_conserved_without_biases_and_attention(folder, name):
             if key.endswith("temporal_positions"):  # added after the last norm, as a bias is
                 buffer.zero_()
     with evaluating(model):
-        found, output = relevance(model, "action", model.backbone.prepare(random_clips()), [1, 2])
-    torch.testing.assert_close(found.sum((1, 2)), output[[0, 1], [1, 2]], rtol=1e-3, atol=1e-3)
+        found, logits = relevance(model, "action", model.backbone.prepare(random_clips()), [1, 2])
+    torch.testing.assert_close(found.sum((1, 2)), logits[[0, 1], [1, 2]], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("head", ["mean", "query"])
@@ -177,7 +178,8 @@ def test_explain_attnlrp_leaves_integrated_gradients_as_they_were(folder, head):
     maps = explain(run, clips, progress=False)
     after = explain(run, clips, **options)
     assert maps.method == "attnlrp" and maps.signed and maps.layer == "embedding"
-    assert (before.values == after.values).all() and (before.completeness_error == after.completeness_error).all()
+    np.testing.assert_array_equal(before.values, after.values)
+    np.testing.assert_array_equal(before.completeness_error, after.completeness_error)
     assert hooks_of(run.tml) == 0
 
 

@@ -38,7 +38,8 @@ def test_gradient_attention_equals_chefers_matrices_on_eager_attention(folder, n
     model = family_run(name, folder).tml.double()
     backbone, n = model.backbone, math.prod(model.backbone.grid)
     pixels = backbone.prepare(random_clips()).double()
-    family, seen = family_of(backbone.family), []
+    family = family_of(backbone.family)
+    seen: list[torch.Tensor] = []
     hooks = [h for m in family.attention_modules(backbone.model) for h in family.listen(m, seen.append)]
     with backbone.attention_implementation("eager"):
         chosen = model(pixels)["action"][:, 1].sum()

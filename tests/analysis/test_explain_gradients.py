@@ -122,7 +122,7 @@ def test_integrated_gradients_equal_captum_by_hand(folder, layer):
         x, baseline_pixels(x, torch.zeros(3), "blur"), target=2, n_steps=64
     )
     maps = explain(run, clips, method="integrated_gradients", target=2, layer=layer, **QUIET)
-    assert maps.steps[0] == 64
+    assert maps.steps is not None and maps.steps[0] == 64
     np.testing.assert_allclose(maps.values.reshape(1, -1), by_hand.sum(-1).detach(), atol=1e-5)
 
 

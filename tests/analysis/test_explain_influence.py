@@ -1,5 +1,7 @@
 """Influence against TracIn written out, and on training clips with planted wrong labels."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,9 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from tests.analysis.family_runs import ACTION, SAFETY, family_run, hooks_of, random_clips
+from tests.models.tiny import save
 from workbench.analysis.explaining.influence import influence
 from workbench.data.synthetic.planted import planted_clips
 from workbench.data.tables import Task
+from workbench.models.backbones import load_backbone
+from workbench.models.tml import TML
 
 QUALITY = Task("quality", "regression")
 
@@ -24,7 +29,12 @@ def folder(tmp_path_factory):
 def test_influence_equals_the_product_of_gradients_of_the_last_layers_weights(folder, head, task):
     run = family_run("videomae", folder, head, (ACTION, SAFETY, QUALITY))
     model, train, test = run.tml, random_clips(5), random_clips(2, seed=1)
-    labels = {"action": [0, 1, 2, 1, 0], "safety": [0, 1, 1, 0, 1], "quality": [0.5, -1, 2, 0, 1]}[task]
+    known: dict[str, list[float]] = {
+        "action": [0, 1, 2, 1, 0],
+        "safety": [0, 1, 1, 0, 1],
+        "quality": [0.5, -1, 2, 0, 1],
+    }
+    labels = known[task]
     test_labels = labels[1:3]
     found = influence(
         run, train, test, task=task, train_labels=labels, test_labels=test_labels, of="label", progress=False
@@ -71,21 +81,53 @@ def test_table_lists_the_most_helpful_and_harmful_clips(folder):
     assert first.helpful == found.scores[1].max() and first.harmful == found.scores[1].min()
 
 
-def test_suspects_find_wrong_labels_planted_among_training_clips(folder):
-    """5 % of 400 labels are another class; the last layer is fitted to them with a penalty. Chance would be 1 of 20."""
-    planted = planted_clips(400, seed=0, cues=("colour",))
-    task = planted.tasks[0]
-    run = family_run("vivit", folder, tasks=(task,))
-    rng = np.random.default_rng(1)
-    labels = planted.labels["colour"].copy()
-    wrong = rng.choice(400, 20, replace=False)
-    labels[wrong] = (labels[wrong] + rng.integers(1, 4, 20)) % 4
-    _fit(run.tml, planted.frames, labels)
-    found = influence(run, planted.frames, planted.frames[:4], train_labels=labels, progress=False)
-    suspects = found.suspects(20)
-    assert isinstance(suspects, pd.DataFrame) and suspects.self_influence.is_monotonic_decreasing
-    hit = {f"clip {i}" for i in wrong} & set(suspects.train_clip)
-    assert len(hit) / 20 >= 0.8
+def _mislabelled(labels, share, seed):
+    """Labels of which ``share`` are another class, and which."""
+    rng = np.random.default_rng(seed)
+    wrong = rng.choice(len(labels), int(share * len(labels)), replace=False)
+    labels = labels.copy()
+    labels[wrong] = (labels[wrong] + rng.integers(1, 4, len(wrong))) % 4
+    return labels, {f"clip {i}" for i in wrong}
+
+
+def test_suspects_of_a_weak_probe_are_wrong_labels_far_more_often_than_chance(folder):
+    """Random features tell 80 % of held-out clips right, so hard clips compete; 0.60 to 0.85 over ten draws, chance
+    0.05."""
+    hits = []
+    for seed in (0, 1):
+        planted = planted_clips(400, seed=seed, cues=("colour",))
+        run = family_run("vivit", folder, tasks=planted.tasks)
+        labels, wrong = _mislabelled(planted.labels["colour"], 0.05, seed + 1)
+        _fit(run.tml, planted.frames, labels)
+        suspects = influence(run, planted.frames, planted.frames[:1], train_labels=labels, progress=False).suspects(20)
+        assert isinstance(suspects, pd.DataFrame) and suspects.self_influence.is_monotonic_decreasing
+        hits.append(len(wrong & set(suspects.train_clip)) / 20)
+    assert np.mean(hits) >= 0.5
+
+
+@pytest.mark.slow
+def test_suspects_of_a_trained_model_are_wrong_labels(tmp_path):
+    """All held-out clips right; precision@20 was 1.00 for each of three seeds."""
+    sizes = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96, "tubelet_size": 2}
+    planted = planted_clips(2048, seed=0)
+    labels, wrong = _mislabelled(planted.labels["stripes"], 0.05, 0)
+    torch.manual_seed(0)
+    backbone = load_backbone(str(save("videomae", tmp_path / "videomae", **sizes)), weights="random")
+    model = TML(backbone, planted.tasks).train()
+    x, y = backbone.prepare(planted.frames), torch.from_numpy(labels)
+    optimiser = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=400)
+    for _ in range(400):
+        rows = torch.randint(len(x), (32,))
+        loss = F.cross_entropy(model(x[rows])["stripes"], y[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+    run = SimpleNamespace(model=lambda device: model.eval())
+    suspects = influence(run, planted.frames, planted.frames[:1], train_labels=labels, progress=False).suspects(20)
+    assert len(wrong & set(suspects.train_clip)) / 20 >= 0.8
 
 
 def _fit(model, frames, labels):

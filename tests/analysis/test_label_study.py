@@ -76,3 +76,23 @@ def test_over_levels_does_not_depend_on_the_order_of_the_rows() -> None:
 def test_over_levels_refuses_an_unknown_reference() -> None:
     with pytest.raises(ValueError, match="'linear' is not among"):
         over_levels(study(), reference="linear")
+
+
+def test_label_study_refuses_clips_without_a_test_label_before_it_trains(
+    tiny_table: ClipTable, tiny_checkpoint: str, tmp_path: Path
+) -> None:
+    unlabelled = tiny_table.frame.direction.where(tiny_table.frame.split != "test")
+    table = tiny_table._with(tiny_table.frame.assign(direction=unlabelled))
+    with pytest.raises(ValueError, match="no test clip of 'squares' has a label of 'direction'"):
+        label_study(table, "full", 1, task="direction", runs_dir=tmp_path, progress=False, backbone=tiny_checkpoint)
+    assert not list(tmp_path.iterdir())
+
+
+def test_label_study_takes_one_strategy_level_and_seed(
+    tiny_table: ClipTable, tiny_checkpoint: str, tmp_path: Path
+) -> None:
+    study = label_study(
+        tiny_table, "linear", 1, task="direction", seeds=3, steps=1, runs_dir=tmp_path, progress=False,
+        backbone=tiny_checkpoint, device="cpu", workers=1,
+    )  # fmt: skip
+    assert study[["strategy", "per_class", "seed"]].values.tolist() == [["linear", 1, 3]]

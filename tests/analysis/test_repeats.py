@@ -29,11 +29,20 @@ def test_over_groups_averages_seeds_within_splits_and_then_splits() -> None:
     score = over_groups(parts, "multiclass", resamples=500)
     assert score.value == pytest.approx((0.75 + 0.0) / 2)
     assert score.by_part == {(0, 0): 0.5, (0, 1): 1.0, (1, 0): 0.0}
-    # Split 0: drawing a twice gives 1, a and b 0.75, b twice 0.5; half of it, as split 1 is always 0.
+    # Split 0: one of its two groups is drawn, a gives 1, b 0.5; half of it, as split 1 is always 0.
     drawn, counts = np.unique(score.draws, return_counts=True)
-    assert drawn.tolist() == [0.25, 0.375, 0.5]
-    assert np.abs(counts / 500 - [0.25, 0.5, 0.25]).max() < 0.08
+    assert drawn.tolist() == [0.25, 0.5]
+    assert np.abs(counts / 500 - [0.5, 0.5]).max() < 0.08
     assert (score.low, score.high, score.n) == (0.25, 0.5, 4)
+
+
+def test_over_groups_has_the_variance_of_a_mean_of_few_groups_per_split() -> None:
+    rng, parts, variance = np.random.default_rng(1), {}, 0.0
+    for split, count in enumerate((5, 4, 4, 3)):
+        right = rng.random((count, 10)) < rng.uniform(0.3, 0.95, (count, 1))
+        parts[split, 0] = predictions(right.ravel().tolist(), [f"g{g}" for g in range(count) for _ in range(10)])
+        variance += right.mean(1).var(ddof=1) / count / 4**2
+    assert over_groups(parts, "multiclass", resamples=20_000).draws.var() == pytest.approx(variance, rel=0.03)
 
 
 def test_over_groups_equals_sklearns_auroc_on_binary_tasks() -> None:

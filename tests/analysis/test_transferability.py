@@ -134,3 +134,13 @@ def test_rank_agreement_needs_the_trained_column_and_two_values() -> None:
         rank_agreement(ranking([0.1, 0.2]).drop(columns="trained"))
     row = rank_agreement(ranking([0.5] * 6)).iloc[0]
     assert np.isnan(row.kendall) and "no order" in row.note
+
+
+def test_transferability_takes_one_backbone_and_task_and_names_a_table_that_is_too_small(
+    tiny_table: ClipTable, tiny_checkpoint: str
+) -> None:
+    scores = transferability(tiny_table, tiny_checkpoint, tasks="bright", scores="knn", progress=False)
+    assert scores[["backbone", "task"]].values.tolist() == [[tiny_checkpoint, "bright"]]
+    small = tiny_table._with(tiny_table.frame.iloc[:2])
+    with pytest.raises(ValueError, match=r"2 train clip\(s\) of 'squares' have a label of 'direction'; .* need 3"):
+        transferability(small, tiny_checkpoint, progress=False)

@@ -221,6 +221,15 @@ def test_few_labels_does_not_depend_on_the_order_of_the_rows() -> None:
     assert first == second
 
 
+def test_few_labels_does_not_depend_on_other_clips() -> None:
+    table = labelled_table()
+    frame = table.frame
+    few = few_labels(table, 3, task="y", seed=2).train.frame.clip_id
+    spare = (frame.split == "train") & ~frame.clip_id.isin(few) & (frame.index % 2 == 0)
+    for gone in (frame.split == "val", spare):
+        assert set(few_labels(table[~gone.to_numpy()], 3, task="y", seed=2).train.frame.clip_id) == set(few)
+
+
 def test_few_labels_names_the_class_that_lacks() -> None:
     table = labelled_table()
     least = int(table.train.frame.y.value_counts().min())

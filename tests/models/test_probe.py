@@ -108,8 +108,8 @@ def test_read_weighted_equals_autograd_through_the_weights(backbones, pixels, na
     contexts = [s.context for s in softmaxes]
     found = torch.autograd.grad((tokens.tokens.mean(1) @ direction).sum(), contexts)
 
-    seen, family = [], backbone
-    tokens, attentions = _eager_with_graph(family, pixels, seen)
+    seen: list[torch.Tensor] = []
+    tokens, attentions = _eager_with_graph(backbone, pixels, seen)
     expected = torch.autograd.grad((tokens.tokens.mean(1) @ direction).sum(), seen)
     for softmax, gradient, weights, by_weights in zip(softmaxes, found, seen, expected, strict=True):
         layout = softmax.layout

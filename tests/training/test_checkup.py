@@ -17,9 +17,16 @@ from workbench.data.protocol import Protocol
 from workbench.data.tables import ClipTable, Task
 from workbench.models.tml import TML
 from workbench.training import loop
-from workbench.training.checking.checks import check_clips, check_heads, check_learning, check_overfitting, check_rates
+from workbench.training.checking.checks import (
+    check_clips,
+    check_heads,
+    check_learning,
+    check_overfitting,
+    check_rates,
+    check_val,
+)
 from workbench.training.checking.checkup import Checkup, stamps
-from workbench.training.checking.evidence import Evidence
+from workbench.training.checking.evidence import Evidence, Seen
 from workbench.training.checking.findings import Finding, findings_frame
 from workbench.training.feed import Feed
 from workbench.training.finetune import fine_tune, make_accelerator
@@ -337,3 +344,21 @@ def test_findings_frame_has_the_grave_ones_first() -> None:
     with pytest.raises(ValueError, match="severity='bad' is not one of error, warning, note"):
         Finding("a", "bad", "m", "f")
     assert str(found[1]) == "error (epoch 3): m. f"
+
+
+def test_check_val_looks_at_every_class_of_a_multilabel_task() -> None:
+    tags, red = Task("tags", "multilabel", ("x", "y", "z")), Task("red", "binary")
+    val = torch.tensor([[1.0, 0.0, math.nan, 1.0], [0.0, 0.0, math.nan, 1.0]], dtype=torch.float64)
+    (found,) = check_val((tags, red), val)  # what is in the last column is red's
+    assert found.about == "red" and "all 2 val labels" in found.message
+    (unlabelled,) = check_val((tags,), torch.full((2, 3), math.nan))
+    assert unlabelled.about == "tags" and "none of the 2 val clips" in unlabelled.message
+
+
+def test_seen_reads_a_task_behind_a_multilabel_one_from_its_own_column() -> None:
+    tags, red = Task("tags", "multilabel", ("x", "y", "z")), Task("red", "binary")
+    alone, behind = Seen((red,)), Seen((tags, red))
+    logits, labels = torch.tensor([2.0, -1.0, 0.5, -3.0]), torch.tensor([1.0, 0.0, 1.0, 0.0])
+    alone.add({"red": logits}, labels[:, None], None)
+    behind.add({"tags": torch.zeros(4, 3), "red": logits}, torch.cat([torch.ones(4, 3), labels[:, None]], 1), None)
+    assert behind.evidence(0) is None and behind.evidence(1) == alone.evidence(0)

@@ -1,5 +1,6 @@
 """What a frozen backbone says of a clip is computed once, kept whole, and is what it would say again."""
 
+import json
 import logging
 import os
 import shutil
@@ -20,7 +21,9 @@ from workbench.data.cache import decode_table
 from workbench.data.loading import store as store_module
 from workbench.data.protocol import Protocol
 from workbench.data.tables import ClipTable
+from workbench.models.adapters import is_inserted
 from workbench.models.backbones import Backbone, load_backbone
+from workbench.models.strategies import apply_strategy
 from workbench.models.tml import TML
 from workbench.training.probing import encoding
 from workbench.training.probing.features import FeatureArray, HeadOnly, features_of
@@ -143,6 +146,39 @@ def test_features_of_another_backbone_or_version_are_others(
     assert sum(encoded) == 16
 
 
+@pytest.mark.parametrize("strategy", ["lora:2", "adapter:4"])
+def test_features_of_a_backbone_with_modules_put_in_are_others(
+    tiny_checkpoint: str, tiny_table: ClipTable, encoded: list[int], strategy: str
+) -> None:
+    table, model = tiny_table.test, TML(load_backbone(tiny_checkpoint), tiny_table.tasks)
+    plain = made(model.backbone, table).values
+    apply_strategy(model, strategy)
+    seen = [plain]
+    for turn in range(2):
+        chance = torch.Generator().manual_seed(turn)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if is_inserted(name):
+                    parameter.normal_(generator=chance)
+        encoded.clear()
+        seen.append(made(model.backbone, table).values)
+        assert sum(encoded) == 8 and np.abs(seen[-1] - seen[-2]).max() > 1e-3
+
+
+def test_features_of_the_same_weights_in_another_architecture_are_others(
+    tiny_checkpoint: str, tiny_table: ClipTable, encoded: list[int], tmp_path: Path
+) -> None:
+    table, folder = tiny_table.test, tmp_path / "other"
+    before = made(load_backbone(tiny_checkpoint), table).values
+    shutil.copytree(tiny_checkpoint, folder)
+    encoded.clear()
+    assert np.array_equal(made(load_backbone(str(folder)), table).values, before) and not encoded
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 1}))
+    after = made(load_backbone(str(folder)), table).values
+    assert sum(encoded) == 8 and np.abs(after - before).max() > 5e-5
+
+
 def test_features_of_a_changed_file_are_encoded_again(
     backbone: Backbone, tiny_table: ClipTable, encoded: list[int], tmp_path: Path
 ) -> None:
@@ -203,6 +239,21 @@ def test_feature_array_encodes_again_what_was_lost_or_damaged(
     encoded.clear()
     assert np.array_equal(np.asarray(found.values), whole) and sum(encoded) == 16
     assert np.array_equal(np.asarray(found.values), whole) and sum(encoded) == 16  # and was stored again
+
+
+def test_feature_array_does_not_fill_its_gaps_from_other_weights(
+    backbone: Backbone, tiny_table: ClipTable, own_store: Path
+) -> None:
+    found = made(backbone, tiny_table.test, kind="tokens")
+    for path in own_store.rglob("*.clip"):
+        if path.stat().st_size == 32 * 48 * 2 + 64:
+            path.unlink()
+    store_module._checked.clear()
+    store_module._maps.clear()
+    with torch.no_grad():
+        next(backbone.parameters()).mul_(1.5)
+    with pytest.raises(RuntimeError, match="have changed since"):
+        np.asarray(found.values)
 
 
 def test_features_of_pooled_need_no_store_but_tokens_do(

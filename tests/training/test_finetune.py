@@ -12,8 +12,14 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score
 
-from workbench.training.finetune import fine_tune, make_accelerator
+from workbench.analysis.compare import compare
+from workbench.analysis.errors import errors
+from workbench.analysis.evaluate import evaluate
+from workbench.data.tables import ClipTable, Task
+from workbench.data.tasks import label_sets
+from workbench.training.finetune import fine_tune, make_accelerator, setup_label
 from workbench.training.loop import epoch_row, rate
 from workbench.training.predict import predict, predict_table
 from workbench.training.runs import Run, build_model, load_run
@@ -47,6 +53,8 @@ def test_epoch_row_lines_up_under_its_head() -> None:
     assert head.split() == ["epoch", "train_loss", "val_score", "seconds"]
     assert row.split() == ["1", "2.5", "0.25", "1.5"] and len(head) == len(row)
     assert epoch_row([first, first | {"epoch": 2}]).split()[0] == "2"
+    resumed = epoch_row([first, first | {"epoch": 2}], "run-x").splitlines()
+    assert resumed[:2] == ["run-x", head] and resumed[2].split()[0] == "2"
 
 
 def test_fine_tune_writes_a_whole_run_folder(full_run: Run, tiny_table) -> None:
@@ -230,7 +238,7 @@ def test_fine_tune_counts_what_it_could_not_decode(tiny_checkpoint, tiny_table, 
     (root / "30.mp4").write_text("this is no video")
     table = ClipTable(tiny_table.frame, tiny_table.tasks, root=root, info=tiny_table.info)
     run = fine_tune(setup_for(tiny_checkpoint, strategy="linear", epochs=1), table, runs_dir=runs_dir, **QUIET)
-    assert run.record["data"]["quarantined"] == 2
+    assert run.record["data"]["quarantined"] == 2 and "test clips (2 quarantined)," in repr(run)
     assert {q["path"] for q in run.record["data"]["quarantine"]} == {"02.mp4", "30.mp4"}
     assert run.record["data"]["clips"] == {"train": 15, "val": 8, "test": 7}
 
@@ -275,7 +283,7 @@ def test_fine_tune_warns_of_labels_that_only_some_splits_have(
     frame.loc[frame.split == "train", "direction"] = "left"
     table = tiny_table._with(frame).with_tasks(["direction"])
     fine_tune(setup_for(tiny_checkpoint, strategy="linear", epochs=1, tasks=()), table, runs_dir=runs_dir, **QUIET)
-    assert "no val clip has a label for task 'direction'" in caplog.text
+    assert caplog.text.count("of the 8 val clips has a label of 'direction'") == 1  # the doctor says it, nobody else
     assert "no train clip of right of task 'direction'" in caplog.text
 
 
@@ -412,3 +420,74 @@ def test_fine_tune_on_cuda_gives_a_run_that_predicts_alike_on_the_cpu(
     stored = run.predictions.query("split == 'test' and task == 'speed'").reset_index(drop=True)
     # TF32 is off for float32 products; what is left is the order of sums.
     assert np.allclose(said[said.task == "speed"].prediction, stored.prediction, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "label"),
+    [
+        ({}, "full"), ({"optimizer": "sgd", "lr": 0.1, "head_lr": 0.1}, "full-sgd"),
+        ({"schedule": "one_cycle"}, "full-one_cycle"), ({"ema": 0.99}, "full-ema0.99"),
+        ({"drop_path": 0.1}, "full-drop_path0.1"), ({"loss": "focal"}, "full-focal:2"),
+        ({"class_weights": "balanced"}, "full-balanced"), ({"class_weights": {"a": {"b": 2.0}}}, "full-weighted"),
+        ({"label_smoothing": 0.1}, "full-label_smoothing0.1"), ({"mixup": 0.8, "seed": 2}, "full-mixup0.8-seed2"),
+        ({"strategy": "linear", "feature_views": 0}, "linear-views0"),
+        ({"strategy": "linear", "feature_views": 5}, "linear"),  # the default, spelled out
+    ],
+)  # fmt: skip
+def test_setup_label_names_what_is_not_usual(change: dict[str, Any], label: str) -> None:
+    assert setup_label(Setup(**change)) == label
+
+
+def test_sweep_tells_setups_apart_and_gives_stored_views_to_frozen_ones(
+    tiny_checkpoint, tiny_table, runs_dir: Path
+) -> None:
+    setups = ["linear", Setup(lr=1e-3), Setup(lr=1e-4), Setup(loss="focal")]
+    common: dict[str, Any] = {"backbone": tiny_checkpoint, "epochs": 1, "tasks": ("bright",), "feature_views": 1}
+    runs = sweep(tiny_table, setups, runs_dir=runs_dir, **common, **QUIET)
+    assert list(runs) == ["linear-views1", "full-lr0.001", "full-lr0.0001", "full-focal:2"]
+    assert [run.setup.feature_views for run in runs.values()] == [1, 0, 0, 0]
+    with pytest.raises(ValueError, match="is one setup; give a list"):
+        sweep(tiny_table, "linear", runs_dir=runs_dir)
+
+
+def test_fine_tune_of_a_multilabel_task_is_scored_and_compared(tiny_checkpoint, tiny_table, runs_dir: Path) -> None:
+    frame = tiny_table.frame
+    left, bright = (frame.direction == "left").astype(float), frame.bright.astype(float)
+    bright[[2, 25]] = np.nan
+    tags = label_sets(pd.DataFrame({"left": left, "bright": bright}), ["left", "bright"])
+    tasks = (*tiny_table.tasks[:1], Task("tags", "multilabel", ("left", "bright")))
+    table = ClipTable(
+        frame.drop(columns=["bright", "speed"]).assign(tags=tags), tasks, root=tiny_table.root, info=tiny_table.info
+    )
+    options: dict[str, Any] = {"runs_dir": runs_dir, **QUIET}
+    run = fine_tune(setup_for(tiny_checkpoint, strategy="linear", class_weights="balanced"), table, **options)
+    assert run.findings == [] and run.history.val_tags.between(0, 1).all()
+    rows = run.predictions.query("split == 'test' and task == 'tags'").sort_values("clip_id")
+    truth, said = np.array(rows.targets.tolist(), float), np.array(rows.probabilities.tolist())
+    known = ~np.isnan(truth)
+    assert known.sum() == 15
+    by_class = [average_precision_score(truth[known[:, k], k], said[known[:, k], k]) for k in (0, 1)]
+    table_of = evaluate(run, task="tags", resamples=50).set_index("metric")
+    assert table_of.value["mean_average_precision"] == pytest.approx(np.mean(by_class))
+    assert (table_of.n == 8).all()
+    other = fine_tune(setup_for(tiny_checkpoint, strategy="scratch"), table, **options)
+    compared = compare([run, other], resamples=50).table.set_index(["task", "run"])
+    assert compared.value["tags", "linear-balanced"] == pytest.approx(np.mean(by_class))
+    with pytest.raises(ValueError, match="task 'tags' is multilabel: a clip has no one true class"):
+        errors(run, task="tags")
+
+
+def test_fine_tune_says_what_has_no_effect(
+    tiny_checkpoint, tiny_table, runs_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"runs_dir": runs_dir, **QUIET}
+    fine_tune(setup_for(tiny_checkpoint, strategy="linear", lr=0.1, epochs=1), tiny_table, **options)
+    assert "lr=0.1 does nothing: strategy linear freezes the backbone; head_lr (0.005)" in caplog.text
+    caplog.clear()
+    asked = {"tasks": ("speed",), "loss": "focal", "label_smoothing": 0.1, "epochs": 1, "strategy": "linear"}
+    fine_tune(setup_for(tiny_checkpoint, **asked), tiny_table, **options)
+    assert "loss='focal:2' does nothing: no task is multiclass or binary" in caplog.text
+    assert "label_smoothing=0.1 does nothing" in caplog.text
+    caplog.clear()
+    fine_tune(setup_for(tiny_checkpoint, epochs=1, strategy="linear", label_smoothing=0.1), tiny_table, **options)
+    assert "does nothing" not in caplog.text

@@ -158,6 +158,29 @@ def test_train_resumes_to_the_bit_with_every_optimiser_and_schedule(
     pd.testing.assert_frame_equal(*histories, check_exact=True)
 
 
+def test_train_takes_the_mean_of_the_batches_of_a_step_also_where_an_epoch_ends_in_one(
+    tiny_checkpoint: str, tmp_path: Path
+) -> None:
+    plain: dict[str, Any] = {
+        "optimizer": "sgd", "lr": 0.1, "head_lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant",
+        "warmup": 0.0, "clip_norm": 1e6,
+    }  # fmt: skip
+    # An epoch has three batches: they make one step, whether three are asked for or more.
+    (state, three), (_, eight) = (train(tiny_checkpoint, tmp_path / str(n), accumulation=n, **plain) for n in (3, 8))
+    assert state.step == 2
+    for name, value in three.items():
+        torch.testing.assert_close(eight[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_patience_is_for_a_score_that_does_not_rise() -> None:
+    setup, state = Setup(patience=2, epochs=9), loop.Progress()
+    kept = []
+    for score in (0.4, 0.5, 0.5, 0.5):
+        kept.append(loop._is_kept(state, score, setup))
+        state.epoch += 1
+    assert kept == [True, True, False, False] and state.best_epoch == 2 and loop._stale(state, setup)
+
+
 def test_train_keeps_and_scores_the_average_of_the_weights(
     tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

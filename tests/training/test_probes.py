@@ -165,3 +165,31 @@ def test_probes_need_labels_to_choose_by(tiny_table: ClipTable) -> None:
     frame = tiny_table.frame.assign(speed=tiny_table.frame.speed.where(tiny_table.frame.split != "val"))
     with pytest.raises(ValueError, match="no val clip has a label for task 'speed'; name others with tasks="):
         probes(tiny_table._with(frame))
+
+
+def test_probe_that_diverged_is_not_chosen_before_one_with_the_same_score(
+    tiny_checkpoint: str, tiny_table: ClipTable
+) -> None:
+    tied = 0
+    found = probes(
+        tiny_table, backbone=tiny_checkpoint, heads=("linear",), lrs=(10.0, 1e-12), weight_decays=(10.0,),
+        tasks=["direction"], seeds=range(6), epochs=5, batch_size=2, setup=BASE, **QUIET,
+    )  # fmt: skip
+    for _, part in found.table.groupby("seed"):
+        diverged, sane = part.iloc[0], part.iloc[1]
+        assert np.isnan(diverged.val_loss) and np.isfinite(sane.val_loss)
+        if diverged.val == sane.val:
+            tied += 1
+            assert sane.chosen
+    assert tied
+
+
+def test_probes_take_one_of_each_and_show_what_was_chosen(tiny_checkpoint: str, tiny_table: ClipTable) -> None:
+    one = probes(
+        tiny_table, backbone=tiny_checkpoint, heads="linear", tasks="bright", lrs=1e-3, weight_decays=0.01, seeds=1,
+        epochs=1, setup=BASE, **QUIET,
+    )  # fmt: skip
+    assert len(one.table) == 1 and one.table.seed[0] == 1
+    said = repr(one)
+    assert said.startswith("1 probes on 'squares'; chosen on val") and "Protocol(" not in said
+    assert str(one.best.test[0])[:4] in said or "1" in said

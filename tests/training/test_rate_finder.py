@@ -1,6 +1,7 @@
 """The learning-rate finder: its rule on curves drawn by hand, and a sweep that leaves everything as it was."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from workbench.data.tables import ClipTable
 from workbench.training.checking.rate_finder import RateCurve, curve_of, find_lr, smooth
+from workbench.training.finetune import fine_tune
 from workbench.training.runs import build_model
 from workbench.training.setup import Setup
 
@@ -65,8 +67,8 @@ def test_smooth_is_a_centred_mean_with_gaussian_weights() -> None:
 
 
 def sweep(checkpoint: str, table: ClipTable, **options: Any) -> RateCurve:
-    given: dict[str, Any] = {"strategy": "full", "tasks": ("bright",), "batch_size": 8}
-    setup = Setup(backbone=checkpoint, precision="fp32", **(given | options))
+    given: dict[str, Any] = {"strategy": "full", "tasks": ("bright",), "batch_size": 8, "precision": "fp32"}
+    setup = Setup(backbone=checkpoint, **(given | options))
     return find_lr(setup, table, steps=40, device="cpu", workers=1, progress=False)
 
 
@@ -111,7 +113,32 @@ def test_find_lr_sweeps_the_head_alone_where_the_backbone_is_frozen(
     assert curve.frame.head_lr.iloc[0] == pytest.approx(5e-6)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_find_lr_trains_on_the_features_that_a_run_of_the_setup_does(
+    tiny_checkpoint: str, tiny_table: ClipTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    sweep(tiny_checkpoint, tiny_table, strategy="linear", precision=precision)
+    setup = Setup(backbone=tiny_checkpoint, strategy="linear", tasks=("bright",), epochs=1, precision=precision)
+    run = fine_tune(setup, tiny_table, runs_dir=tmp_path / "runs", device="cpu", workers=1, progress=False)
+    assert run.record["features"]["views"] == 5 and run.record["timings"]["encode_seconds"] == 0
+
+
 def test_find_lr_refuses_a_sweep_that_is_none(tiny_checkpoint: str, tiny_table: ClipTable) -> None:
     for wrong in ({"steps": 5}, {"low": 1.0, "high": 1.0}, {"low": 0.0}):
         with pytest.raises(ValueError, match="needs at least 10 steps and 0 < low < high"):
             find_lr(Setup(backbone=tiny_checkpoint), tiny_table, **wrong)
+
+
+def test_curve_of_suggests_nothing_below_what_was_swept() -> None:
+    noise = np.ones(61)
+    noise[:8] = 0.5  # lowest where the rates are too low to do anything
+    curve = curve_of(BASE, FACTORS, noise[::1])
+    lowest = curve_of(BASE, FACTORS, 1 - 0.5 * np.exp(-0.5 * ((np.arange(61) - 5) / 2) ** 2))  # half a decade in
+    assert lowest.factor is None and "less than was tried" in lowest.note
+    assert curve.factor is None
+
+
+def test_find_lr_refuses_rates_of_zero(tiny_checkpoint: str, tiny_table: ClipTable) -> None:
+    with pytest.raises(ValueError, match="lr and head_lr are both 0"):
+        find_lr(Setup(backbone=tiny_checkpoint, lr=0.0, head_lr=0.0), tiny_table, progress=False)

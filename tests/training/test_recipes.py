@@ -91,6 +91,8 @@ def test_recipe_mixes_no_values() -> None:
     only = recipe("finetune", both, tasks="action")
     assert (only.tasks, only.mixup, only.cutmix, only.rand_augment) == (("action",), 0.8, 1.0, 4)
     assert recipe("finetune", both, mixup=0.3).mixup == 0.3  # said so: the last word
+    mixed = recipe("finetune", both, mix_regression=True)
+    assert (mixed.mixup, mixed.cutmix, mixed.rand_augment, mixed.mix_regression) == (0.8, 1.0, 0, True)
     rows = recipe_sources("finetune", both).set_index("field")
     assert rows.source["mixup"].startswith("off: quality is regression; else 0.8 (github.com/MCG-NJU")
 

@@ -119,3 +119,18 @@ def test_setup_rates_are_the_strategys_unless_given() -> None:
 
 def test_setup_takes_one_task_by_its_name() -> None:
     assert Setup(tasks="action").tasks == ("action",)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("label_smoothing", None, "label_smoothing=None must lie between 0 and 0.99"),
+        ("warmup", None, "warmup=None must lie between 0 and 1"),
+        ("lr", True, "lr=True must lie between 0 and 10"),
+        ("augment", "no", "augment='no' must be True or False"),
+        ("mix_regression", 1, "mix_regression=1 must be True or False"),
+    ],
+)
+def test_setup_takes_no_none_or_truth_value_for_a_number(field: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Setup(**{field: value})

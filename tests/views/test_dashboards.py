@@ -145,7 +145,7 @@ def test_attention_view_caption_tells_method_target_baseline_error_and_caution()
         "red: for",
     ):
         assert word in view._video.value
-    assert "another baseline gives another map" in view._video.value
+    assert "another method or baseline gives another map" in view._video.value
     menu(view, "Method").value = "attention rollout · action"
     assert "Attention is not an explanation" in view._video.value
     assert "x an even share" in view._video.value

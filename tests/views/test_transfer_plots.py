@@ -1,14 +1,18 @@
 """The plots carry the numbers they were given."""
 
 import math
+from typing import Any
 
+import matplotlib.figure
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from matplotlib.collections import LineCollection
 
 from tests.views.conftest import HOSTILE, StandInRun
 from workbench.analysis.compare import compare
+from workbench.views.still import _decade, still
 from workbench.views.transfer_plots import cost_plot, forecast_plot, label_curves
 
 LEVELS = pd.DataFrame(
@@ -66,3 +70,43 @@ def test_plots_escape_hostile_names() -> None:
     table = pd.DataFrame({"backbone": [HOSTILE], "task": "t", "logme": [0.1], "trained": [0.3]})
     for fig in (label_curves(levels), forecast_plot(table)):
         assert "<script" not in texts(fig) and "<img" not in texts(fig)
+
+
+def test_still_keeps_intervals_log_axes_and_the_line_of_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[matplotlib.figure.Figure] = []
+    save = matplotlib.figure.Figure.savefig
+
+    def keep(self: matplotlib.figure.Figure, *args: Any, **options: Any) -> None:
+        drawn.append(self)
+        save(self, *args, **options)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
+    still(label_curves(LEVELS, metric="accuracy", chance=0.08))
+    (ax,) = drawn[0].axes
+    assert ax.get_xscale() == "log"
+    assert [0.08, 0.08] in [list(line.get_ydata()) for line in ax.lines]
+    lines = [c for c in ax.collections if isinstance(c, LineCollection)]
+    bars = np.concatenate([np.array(c.get_segments())[:, :, 1] for c in lines])  # (bars, 2): low, high
+    assert [0.4, 0.7] in np.round(bars, 9).tolist()
+
+
+def test_still_shares_the_scale_of_panels_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[matplotlib.figure.Figure] = []
+    save = matplotlib.figure.Figure.savefig
+
+    def keep(self: matplotlib.figure.Figure, *args: Any, **options: Any) -> None:
+        drawn.append(self)
+        save(self, *args, **options)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
+    table = pd.DataFrame({"backbone": ["a", "b"], "logme": [0.1, 0.2], "knn": [0.5, 0.6], "trained": [0.2, 0.9]})
+    still(forecast_plot(table))
+    first, second = drawn[0].axes
+    assert first.get_ylim() == second.get_ylim()
+    assert [t.label1.get_visible() for t in (first.yaxis.majorTicks[0], second.yaxis.majorTicks[0])] == [True, False]
+
+
+def test_still_writes_decades_in_plain_text(runs: dict[str, StandInRun]) -> None:
+    svg = still(cost_plot(compare(runs, resamples=50), "action"))
+    assert "mathdefault" not in svg
+    assert [_decade(v) for v in (0.01, 1, 100, 1e4, 1e6)] == ["0.01", "1", "100", "10 k", "1 M"]

@@ -29,18 +29,19 @@ class Interval:
     skipped: int
 
 
-def group_weights(groups: np.ndarray, *, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def group_weights(groups: np.ndarray, *, resamples: int, seed: int, draws: int | None = None) -> Iterator[np.ndarray]:
     """How often each clip is drawn, ``(r, n)`` at a time, ``resamples`` rows in all.
 
-    ``groups (n,)`` are codes ``0 .. G-1``; each row draws G groups with replacement, and a clip's weight is how often
-    its group was drawn. The same groups and seed give the same rows, which is what pairs two runs.
+    ``groups (n,)`` are codes ``0 .. G-1``; each row draws ``draws`` groups (None: G) with replacement, and a clip's
+    weight is how often its group was drawn. The same groups and seed give the same rows, which is what pairs two runs.
     """
     count = int(groups.max()) + 1
+    taken = count if draws is None else draws
     rng = np.random.default_rng(seed)
     step = max(1, _CHUNK_ELEMENTS // max(len(groups), count))
     for first in range(0, resamples, step):
         rows = min(step, resamples - first)
-        drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        drawn = rng.integers(count, size=(rows, taken)) + count * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
         yield times[:, groups].astype(float)
 

@@ -125,7 +125,7 @@ def _check_same_clips(task: str, split: str, rows: Mapping[str, TaskRows]) -> No
         ]
         if not parts:
             for what, differs in (
-                ("target", ~np.isclose(mine.target, theirs.target, rtol=1e-5, atol=1e-8)),
+                ("target", ~_alike(mine.target, theirs.target)),
                 ("group", mine.group_name != theirs.group_name),
             ):
                 if differs.any():
@@ -135,6 +135,12 @@ def _check_same_clips(task: str, split: str, rows: Mapping[str, TaskRows]) -> No
                 f"runs {first!r} and {name!r} cannot be paired on task {task!r}, split {split!r}: {'; '.join(parts)}; "
                 "evaluate both on the same clip table"
             )
+
+
+def _alike(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """``(n,)``: whether two clips have the same target; of a multilabel task, in every class."""
+    same = np.isclose(first, second, rtol=1e-5, atol=1e-8, equal_nan=first.ndim == 2)
+    return np.asarray(same.reshape(len(first), -1).all(1))
 
 
 def _compare_task(

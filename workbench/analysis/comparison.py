@@ -13,7 +13,7 @@ ALPHA = 0.05
 """A verdict may be wrong this often over all pairs of one table."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Runs side by side; shows itself as a table in a notebook and in a shell.
 
@@ -64,7 +64,7 @@ class Comparison:
                 "groups": rows.groups,
                 "trainable": [_count(v) for v in rows.trainable_parameters],
                 "training": [_seconds(v) for v in rows.train_seconds],
-                "clips/s": ["" if math.isnan(v) else f"{v:.3g}" for v in rows.clips_per_second],
+                "clips/s": [_rate(v) for v in rows.clips_per_second],
             }
         )
         if rows.note.astype(bool).any():
@@ -74,9 +74,13 @@ class Comparison:
     def __str__(self) -> str:
         return f"{self.formatted().to_string(index=False)}\n\n{self.caption}"
 
+    __repr__ = __str__  # what a shell shows
+
     def _repr_html_(self) -> str:
         with pd.option_context("display.max_colwidth", None):
             table = self.formatted().to_html(index=False, escape=True, border=0, classes="workbench-comparison")
+        for cell in ("td", "th"):  # Jupyter's own sheet sets them flush right
+            table = table.replace(f"<{cell}>", f'<{cell} style="text-align:left;vertical-align:top">')
         caption = "<br>".join(html.escape(line) for line in self.caption.splitlines())
         return f'{table}<p class="workbench-caption">{caption}</p>'
 
@@ -121,6 +125,10 @@ def _count(value: float) -> str:
         if value >= limit:
             return f"{value / limit:.1f} {unit}"
     return f"{value:.0f}"
+
+
+def _rate(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def _seconds(value: float) -> str:

@@ -14,7 +14,7 @@ from workbench.data.tables import Task
 SHOWN_MISTAKES = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ErrorTable:
     """What went wrong on one task and split.
 
@@ -62,6 +62,8 @@ class ErrorTable:
         parts = [f"{title}\n{table.to_string(index=False, float_format=_short)}" for title, table in self._tables()]
         return "\n\n".join([self.caption, *parts])
 
+    __repr__ = __str__  # what a shell shows
+
     def _repr_html_(self) -> str:
         parts = [f"<p>{html.escape(self.caption)}</p>"]
         with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
@@ -80,6 +82,11 @@ def errors(run: Predicted, *, task: str | None = None, split: str = "test") -> E
     that is not there, or when no clip of the split carries the label.
     """
     one = tasks_of(run, task)[0]
+    if one.kind == "multilabel":
+        raise ValueError(
+            f"task {one.name!r} is multilabel: a clip has no one true class to be mistaken for another; wb.evaluate "
+            "scores it, and run.predictions holds each clip's labels and probabilities"
+        )
     rows = task_rows(run, one, split)
     if not len(rows):
         raise ValueError(f"run {run.name!r}: no clip of split {split!r} carries a label for task {one.name!r}")

@@ -33,9 +33,11 @@ def metrics_for(
     0.67
     """
     target, prediction = np.asarray(target, float), np.asarray(prediction, float)
-    if target.shape != prediction.shape or target.ndim != 1:
-        raise ValueError(f"target {target.shape} and prediction {prediction.shape} must both be (n,)")
-    keep = ~np.isnan(target)
+    several = task.kind == "multilabel"
+    if len(target) != len(prediction) or prediction.ndim != 1 or target.ndim != 1 + several:
+        wanted = "(n, K) and (n,)" if several else "both (n,)"
+        raise ValueError(f"target {target.shape} and prediction {prediction.shape} must be {wanted}")
+    keep = ~np.isnan(target).all(1) if several else ~np.isnan(target)
     names = list(METRICS[task.kind])
     values = weighted_metrics(
         task.kind,
@@ -58,6 +60,8 @@ def why_undefined(metric: str, rows: TaskRows) -> str:
     used = rows.probabilities if ranked and rows.probabilities is not None else rows.prediction
     if not np.isfinite(used).all():
         return f"{int((~np.isfinite(used.reshape(len(rows), -1)).all(axis=1)).sum())} prediction(s) are not finite"
+    if rows.target.ndim == 2:
+        return "needs probabilities" if rows.probabilities is None else "no class has clips both with and without it"
     if ranked:
         return f"only one class among the targets ({int(rows.target[0])})"
     flat = [n for n, v in (("targets", rows.target), ("predictions", rows.prediction)) if len(np.unique(v)) == 1]

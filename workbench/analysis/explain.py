@@ -55,7 +55,7 @@ METHODS = (
 )  # fmt: skip
 BATCH = 16  # clips per plain pass
 CPU_BYTES = 2**30  # memory for one pass, where none is named; on a GPU half of what is free
-_KEPT = 24  # numbers per token, feature and block that a backward pass keeps: measured 21 to 25 at an MLP ratio of 4
+_KEPT = 40  # numbers per token, feature and block that a backward pass keeps: 16 (nano) to 41 (ViViT), by tracing.py
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def explain(
             extra: dict[str, Any] = {}
             found = _noisy(asked, pixel_values, indices, noise_samples, noise_std)
         else:
-            found, extra, own = _values(asked, pixel_values, indices)
+            found, extra, own = _values(asked, pixel_values, indices, outputs)
             outputs = own if outputs is None else outputs
         assert outputs is not None
         indices, names = resolve_target(chosen, target, outputs)
@@ -173,20 +173,26 @@ def _check(
 
 
 def _passes(model: TML, method: str, memory_bytes: int | None, device: str) -> int:
-    """Clips that go through the model at once."""
+    """Clips that go through the model at once; on a CPU not more than fit its caches, unless memory is named."""
+    backbone, most = model.backbone, None
     if memory_bytes is None:
-        memory_bytes = torch.cuda.mem_get_info(device)[0] // 2 if device.startswith("cuda") else CPU_BYTES
-    backbone = model.backbone
-    numbers = _KEPT * math.prod(backbone.grid) * backbone.hidden_size * len(backbone.blocks)
-    if method in (*_TUBES, "attention", "rollout", "task_attention"):
-        numbers = numbers // len(backbone.blocks) + 4 * math.prod(backbone.grid) * backbone.hidden_size * len(
-            backbone.blocks
-        )
-    return max(1, memory_bytes // (4 * numbers))
+        on_gpu = device.startswith("cuda")
+        small = 4 if method in _TUBES else BATCH  # more is slower there, measured with Captum's Shapley sampling
+        memory_bytes, most = (torch.cuda.mem_get_info(device)[0] // 2, None) if on_gpu else (CPU_BYTES, small)
+    numbers = math.prod(backbone.grid) * backbone.hidden_size
+    blocks = len(backbone.blocks)
+    if method in _TUBES:
+        numbers *= _KEPT  # of one block at a time
+    elif method in ("attention", "rollout", "task_attention"):
+        numbers *= _KEPT + 2 * blocks  # and all queries and keys
+    else:
+        numbers *= _KEPT * blocks
+    fits = max(1, memory_bytes // (4 * numbers))
+    return fits if most is None else min(fits, most)
 
 
 def _values(
-    asked: _Asked, pixel_values: Tensor, targets: list[int] | None
+    asked: _Asked, pixel_values: Tensor, targets: list[int] | None, outputs: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Any], Tensor | None]:
     """(B, N), or (B, L, A, N); what is known of its completeness; and the outputs, if they were come by."""
     if asked.method == "integrated_gradients":
@@ -196,26 +202,23 @@ def _values(
             steps=asked.steps, passes=asked.passes, progress=asked.progress,
         )  # fmt: skip
         return values, _audit(error) | {"steps": used}, None
-    size = 1 if asked.method in _TUBES else min(asked.passes, BATCH)  # tubes of one clip fill a pass
+    size = min(asked.passes, BATCH)
     one, parts = _METHODS[asked.method], []
     for start in tqdm(range(0, len(pixel_values), size), "explain", disable=not asked.progress, leave=False):
         some = None if targets is None else targets[start : start + size]
         parts.append(one(asked, pixel_values[start : start + size], some))
     values = torch.cat([value.detach() for value, _ in parts])
     if asked.method == "shapley":
-        return values, _audit(_shapley_error(asked, pixel_values, values, targets)), None
-    own = [outputs for _, outputs in parts if outputs is not None]
+        outputs = _outputs(asked, pixel_values) if outputs is None else outputs
+        difference = picked(outputs, targets) - picked(_outputs(asked, _baseline(asked, pixel_values)), targets)
+        pairs = zip(values.double().sum(-1).tolist(), difference.tolist(), strict=True)
+        return values, _audit(np.array([completeness_error(*pair) for pair in pairs])), None
+    own = [given for _, given in parts if given is not None]
     return values, {}, torch.cat(own) if own else None
 
 
 def _audit(error: np.ndarray) -> dict[str, Any]:
     return {"completeness_error": error, "converged": bool((error < TOLERANCE).all())}
-
-
-def _shapley_error(asked: _Asked, pixel_values: Tensor, values: Tensor, targets: list[int] | None) -> np.ndarray:
-    ends = [picked(_outputs(asked, x), targets).double() for x in (pixel_values, _baseline(asked, pixel_values))]
-    pairs = zip(values.double().sum(-1).tolist(), (ends[0] - ends[1]).tolist(), strict=True)
-    return np.array([completeness_error(total, difference) for total, difference in pairs])
 
 
 def _noisy(asked: _Asked, pixel_values: Tensor, targets: list[int], samples: int, std: float) -> Tensor:

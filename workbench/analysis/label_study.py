@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -18,11 +19,11 @@ from workbench.training.setup import Setup
 
 def label_study(
     clips: ClipTable | str | Path,
-    strategies: Mapping[str, str | Setup] | Sequence[str],
-    per_class: Sequence[int | None] = (1, 2, 5, 10, None),
+    strategies: str | Mapping[str, str | Setup] | Sequence[str],
+    per_class: int | Sequence[int | None] = (1, 2, 5, 10, None),
     *,
     task: str,
-    seeds: Sequence[int] = (0,),
+    seeds: int | Sequence[int] = (0,),
     steps: int = 300,
     least_epochs: int = 1,
     runs_dir: str | Path = "runs",
@@ -38,10 +39,15 @@ def label_study(
     the number of clips, but at least ``least_epochs`` epochs. ``common`` are Setup fields given to all.
 
     One row per training: ``strategy, per_class`` (NaN: all), ``seed, clips, epochs, metric, value`` (the task's main
-    metric on test), ``folder`` of the run. Finished runs are read again. Raises ValueError where a class has too few
-    training clips, TypeError on an unknown Setup field.
+    metric on test), ``folder`` of the run. Finished runs are read again. Raises ValueError without labelled test clips
+    or where a class has too few training clips, TypeError on an unknown Setup field.
     """
+    strategies = [strategies] if isinstance(strategies, str) else strategies
+    per_class = [per_class] if isinstance(per_class, int) else per_class
+    seeds = [seeds] if isinstance(seeds, int) else seeds
     table = (clips if isinstance(clips, ClipTable) else open_clips(clips)).with_tasks([task])
+    if not len(table.test) or np.isnan(table.test.targets(task)).all():
+        raise ValueError(f"no test clip of {table.info.name!r} has a label of {task!r}, by which to score a training")
     pairs = strategies.items() if isinstance(strategies, Mapping) else ((name, name) for name in strategies)
     setups = {
         name: Setup(strategy=item, **common) if isinstance(item, str) else item.replace(**common)

@@ -32,7 +32,9 @@ class Predictions:
 
     ``predictions`` has one row per clip and task: ``clip_id, task, target, prediction`` (class index, 0/1 or value; NaN
     for a missing target) and optionally ``probabilities`` (a list, or its JSON text: K numbers for multiclass,
-    ``[1 - p, p]`` for binary), ``split``, ``group`` and ``path``. Without ``group``, clips are taken as independent.
+    ``[1 - p, p]`` for binary), ``split``, ``group`` and ``path``. Without ``group``, clips are taken as independent. A
+    multilabel task takes its K labels (1, 0, NaN or None where not known) from a column ``targets`` and one probability
+    per class; ``target`` and ``prediction`` are numbers of classes.
     """
 
     name: str
@@ -45,7 +47,8 @@ class Predictions:
 
 @dataclass(frozen=True)
 class TaskRows:
-    """The labelled clips of one task and split, sorted by ``clip_id``; arrays are ``(n,)`` but ``probabilities``."""
+    """The labelled clips of one task and split, sorted by ``clip_id``; arrays are ``(n,)`` but ``probabilities``, and
+    ``target`` of a multilabel task, which is ``(n, K)``."""
 
     clip_id: np.ndarray
     path: np.ndarray
@@ -92,7 +95,7 @@ def task_rows(run: Predicted, task: Task, split: str) -> TaskRows:
         clip_id=clip_id,
         path=_optional(labelled, "path", clip_id),
         group_name=_optional(labelled, "group", np.array([f"clip {c}" for c in clip_id], dtype=object)),
-        target=labelled.target.to_numpy(float),
+        target=_sets(run, task, labelled) if task.kind == "multilabel" else labelled.target.to_numpy(float),
         prediction=labelled.prediction.to_numpy(float),
         probabilities=_probabilities(run, task, labelled),
         missing=len(frame) - len(labelled),
@@ -129,7 +132,7 @@ def _probabilities(run: Predicted, task: Task, frame: pd.DataFrame) -> np.ndarra
     sizes = [0 if p is None or np.ndim(p) == 0 else len(p) for p in lists]
     if not any(sizes):
         return None
-    width = len(task.classes) if task.kind == "multiclass" else 2
+    width = 2 if task.kind == "binary" else len(task.classes)
     odd = sum(size != width for size in sizes)
     if odd:
         raise ValueError(
@@ -139,8 +142,21 @@ def _probabilities(run: Predicted, task: Task, frame: pd.DataFrame) -> np.ndarra
     return np.array([np.asarray(p, float) for p in lists])
 
 
+def _sets(run: Predicted, task: Task, frame: pd.DataFrame) -> np.ndarray:
+    """Labels of a multilabel task, ``(n, K)`` of 0, 1 and NaN."""
+    given = list(frame.targets) if "targets" in frame.columns else [None] * len(frame)
+    lists = [json.loads(t) if isinstance(t, str) else t for t in given]
+    odd = sum(t is None or np.ndim(t) != 1 or len(t) != len(task.classes) for t in lists)
+    if odd:
+        raise ValueError(
+            f"run {run.name!r}, task {task.name!r}: {odd} of {len(lists)} labelled rows do not have "
+            f"{len(task.classes)} labels in the column 'targets', one per class"
+        )
+    return np.array([np.asarray(t, float) for t in lists]).reshape(len(lists), len(task.classes))
+
+
 def _check_classes(run: Predicted, task: Task, rows: TaskRows) -> None:
-    if task.kind == "regression":
+    if task.kind in ("regression", "multilabel"):
         return
     allowed = np.arange(max(2, len(task.classes)))
     for name, values in (("target", rows.target), ("prediction", rows.prediction)):

@@ -48,8 +48,10 @@ def over_groups(parts: Mapping[Part, pd.DataFrame], kind: str, *, resamples: int
     """The main metric of a task, on average over splits and, within each, over seeds; interval over groups.
 
     ``parts`` maps (split, seed) to the test rows of that run's predictions: ``group, target, prediction,
-    probabilities`` of one task. A resample draws as many groups as a split's test set has, with replacement, split by
-    split; all seeds of a split get the same draw, and so has any other score on the same splits (``seed`` fixes it).
+    probabilities`` of one task. A resample draws groups of a split's test set, split by split, with replacement, one
+    less than there are: as many would make a mean's variance too small, by a quarter where a fold holds four (Rao and
+    Wu, 1988). All seeds of a split get the same draw, and so has any other score on the same splits (``seed`` fixes
+    it).
     ``n`` counts groups of all splits. Resamples in which the metric is undefined are left out.
 
     Raises ValueError without parts, or where the seeds of a split saw other groups or targets.
@@ -70,7 +72,8 @@ def over_groups(parts: Mapping[Part, pd.DataFrame], kind: str, *, resamples: int
         names, groups = np.unique(first.group.to_numpy(str), return_inverse=True)
         # One stream per split: a split left out does not change how the others are drawn.
         rows = [np.ones((1, len(first)))]
-        rows += list(group_weights(groups, resamples=resamples, seed=_stream(seed, split))) if len(names) > 1 else []
+        if len(names) > 1:
+            rows += group_weights(groups, resamples=resamples, seed=_stream(seed, split), draws=len(names) - 1)
         scores = np.stack([np.concatenate([_metric(f, kind, w) for w in rows]) for f in frames])  # (seeds, 1 + R)
         by_part |= {(split, k): float(v) for k, v in zip(seeds, scores[:, 0], strict=True)}
         values.append(float(scores[:, 0].mean()))

@@ -23,16 +23,17 @@ from workbench.training.probing.features import features_of
 log = logging.getLogger(__name__)
 
 KINDS = ("multiclass", "binary", "regression")
+LEAST_CLIPS = 3
 MIN_SETUPS = 5
 """With four setups even a perfect order has a two-sided p of 2 / 4! = 0.08: nothing could be shown."""
 
 
 def transferability(
     clips: ClipTable | str | Path,
-    backbones: Sequence[str | Path] | Mapping[str, str | Path | Backbone] = ("nano",),
+    backbones: str | Path | Sequence[str | Path] | Mapping[str, str | Path | Backbone] = ("nano",),
     *,
-    tasks: Sequence[str] | None = None,
-    scores: Sequence[str] = tuple(SCORES),
+    tasks: str | Sequence[str] | None = None,
+    scores: str | Sequence[str] = tuple(SCORES),
     device: str = "auto",
     workers: int = 2,
     progress: bool = True,
@@ -49,6 +50,7 @@ def transferability(
     """
     table = clips if isinstance(clips, ClipTable) else open_clips(clips)
     table = table.train.with_tasks([task.name for task in table.tasks] if tasks is None else tasks)
+    scores = [scores] if isinstance(scores, str) else scores
     if unknown := sorted(set(scores) - set(SCORES)):
         raise ValueError(f"unknown score(s) {unknown}; there are {list(SCORES)}")
     if not len(table) or not table.tasks:
@@ -58,6 +60,11 @@ def transferability(
             raise ValueError(
                 f"task {task.name!r} is {task.kind}; scores are for {', '.join(KINDS)}: name others in tasks"
             )
+        if (n := int((~np.isnan(table.targets(task.name))).sum())) < LEAST_CLIPS:
+            raise ValueError(
+                f"{n} train clip(s) of {table.info.name!r} have a label of {task.name!r}; the scores need {LEAST_CLIPS}"
+            )
+    backbones = [backbones] if isinstance(backbones, str | Path) else backbones
     named = dict(backbones) if isinstance(backbones, Mapping) else {str(name): name for name in backbones}
     rows: list[dict[str, Any]] = []
     for name, given in named.items():

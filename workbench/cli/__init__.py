@@ -51,13 +51,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--memory", type=float, default=8.0, help="GiB of address space per file (POSIX)")
     sub = verb("train", actions.train, "fine-tune one setup; an interrupted run goes on, a finished one is read")
     add_source(sub)
-    sub.add_argument("--strategy", default="full", help=f"{STRATEGIES} (default: %(default)s)")
+    sub.add_argument("--strategy", help=f"{STRATEGIES} (default: full, or the recipe's)")
+    sub.add_argument(
+        "--recipe",
+        help="begin from a published recipe, scaled to the clips: finetune, videomae-ucf101, vjepa2-attentive, "
+        "linear, st-adapter, bitfit, lora, or a strategy; what is given besides has the last word",
+    )
     add_setup(sub)
     sub = verb("sweep", actions.sweep, "fine-tune several strategies on the same clips and compare them")
     add_source(sub)
     sub.add_argument(
         "--strategies", default="scratch,linear,full", help=f"with commas: {STRATEGIES} (default: %(default)s)"
     )
+    sub.add_argument("--recipes", action="store_true", help="each strategy by the published recipe nearest to it")
     add_setup(sub)
     sub = verb("compare", actions.compare, "compare finished runs, with intervals")
     sub.add_argument("run", nargs="+", help="run folders")

@@ -12,11 +12,18 @@ from workbench.cli.options import open_source, open_whatever, setup_fields
 def train(args: argparse.Namespace) -> int:
     from workbench.analysis.evaluate import evaluate
     from workbench.training.finetune import fine_tune
+    from workbench.training.recipes import recipe
     from workbench.training.setup import Setup
 
     table = open_source(args)
     print(table)
-    setup = Setup(strategy=args.strategy, **setup_fields(args))
+    fields = setup_fields(args)
+    if args.recipe:
+        fields |= {"strategy": args.strategy} if args.strategy else {}
+        setup = recipe(args.recipe, table, **fields)
+        print(f"recipe {args.recipe}: {_changed(setup)}")
+    else:
+        setup = Setup(strategy=args.strategy or "full", **fields)
     run = fine_tune(setup, table, runs_dir=args.runs, device=args.device, workers=args.workers)
     print(run)
     split = "test" if run.record["data"]["clips"]["test"] else "val"
@@ -26,6 +33,15 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _changed(setup: Any) -> str:
+    """The fields that are not a plain Setup's, in a line."""
+    from workbench.training.setup import Setup
+
+    usual = Setup(strategy=setup.strategy).to_json()
+    own = {name: value for name, value in setup.to_json().items() if value != usual[name]}
+    return ", ".join([setup.strategy, *(f"{name}={value}" for name, value in own.items())])
+
+
 def _say_quarantine(run: Any) -> None:
     for row in run.record["data"]["quarantine"]:
         print(f"quarantined {row['path']}: {row['reason']}")
@@ -33,18 +49,19 @@ def _say_quarantine(run: Any) -> None:
 
 def sweep(args: argparse.Namespace) -> int:
     from workbench.analysis.compare import compare
+    from workbench.training.recipes import recipe
     from workbench.training.sweep import sweep
 
     table = open_source(args)
     print(table)
-    runs = sweep(
-        table,
-        args.strategies.split(","),
-        runs_dir=args.runs,
-        device=args.device,
-        workers=args.workers,
-        **setup_fields(args),
-    )
+    setups: Any = [name for part in args.strategies.split(",") if (name := part.strip())]
+    fields = setup_fields(args)
+    if args.recipes:
+        setups = {name: recipe(name, table, **fields) for name in setups}
+        fields = {}
+        for name, setup in setups.items():
+            print(f"recipe of {name}: {_changed(setup)}")
+    runs = sweep(table, setups, runs_dir=args.runs, device=args.device, workers=args.workers, **fields)
     print(compare(runs))
     _say_quarantine(next(iter(runs.values())))
     for run in runs.values():

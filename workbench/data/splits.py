@@ -1,5 +1,6 @@
 """Train, val and test without leaks: whole groups go to one side."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 
@@ -111,9 +112,9 @@ def few_labels(table: ClipTable, per_class: int, *, task: str, seed: int = 0) ->
     in_train = (table.frame.split == "train").to_numpy()
     codes = np.where(in_train, table.targets(task), np.nan)
     _enough_per_class(table, task, codes, per_class)
-    # Ranks of the ids, so that equal tables with shuffled rows choose equal clips.
-    place = np.argsort(np.argsort(table.frame.clip_id.to_numpy(str), kind="stable"), kind="stable")
-    rank = np.random.default_rng(seed).permutation(len(table))[place]
+    # A number of each id by itself, so that neither the order of the rows nor other clips change who comes first.
+    drawn = [hashlib.sha256(f"{seed} {clip_id}".encode()).digest() for clip_id in table.frame.clip_id]
+    rank = np.array([int.from_bytes(digest[:8], "little") for digest in drawn], np.uint64)
     keep = ~in_train
     for code in range(max(2, len(table.task(task).classes))):
         rows = np.flatnonzero(codes == code)

@@ -171,8 +171,8 @@ class ClipTable:
         raise ValueError(f"no task {name!r} in this table; it has {[t.name for t in self.tasks]}")
 
     def with_tasks(self, names: Iterable[str]) -> "ClipTable":
-        """The same clips with only these tasks, in this order."""
-        return self._with(self.frame, tasks=[self.task(n) for n in names])
+        """The same clips with only these tasks (or this one), in this order."""
+        return self._with(self.frame, tasks=[self.task(n) for n in ([names] if isinstance(names, str) else names)])
 
     def targets(self, task: str) -> np.ndarray:
         """Encoded labels of one task: float64 (n,), for a multilabel task (n, K); NaN where missing."""

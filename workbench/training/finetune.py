@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
@@ -16,6 +17,7 @@ from workbench.data.layouts import open_clips
 from workbench.data.splits import groups_across_splits
 from workbench.data.tables import ClipTable
 from workbench.models.backbones import Backbone
+from workbench.models.strategies import parse_strategy
 from workbench.models.tml import TML
 from workbench.training.feed import Feed, feed, stored_views
 from workbench.training.loop import Progress, Watcher, train
@@ -51,6 +53,7 @@ def fine_tune(
     setup = Setup(strategy=setup) if isinstance(setup, str) else setup
     table = clips if isinstance(clips, ClipTable) else open_clips(clips)
     table = table.with_tasks(setup.tasks or [task.name for task in table.tasks])
+    label = name or setup_label(setup)
     backbone_lr, head_lr = setup.rates
     # Spelled out, so that a run says what it did even when a default changes.
     setup = setup.replace(
@@ -58,12 +61,12 @@ def fine_tune(
         feature_views=stored_views(setup),
     )  # fmt: skip
     _check_labels(table)
+    _say_idle(setup, table)
     if leaks := groups_across_splits(table):
         log.warning("%s: %d group(s) lie in more than one split; scores will be too good", table.info.name, len(leaks))
     chosen = pick_device(device)
     model = build_model(setup, table.tasks)
     fingerprint = model.backbone.fingerprint()
-    label = name or setup_label(setup)
     folder = Path(runs_dir) / _folder_name(label, setup, table, fingerprint)
     if (folder / "run.json").exists():
         log.info("%s is finished already; reading it", folder)
@@ -71,12 +74,16 @@ def fine_tune(
 
     began = time.monotonic()
     accelerator = make_accelerator(setup, chosen, compile_model=compile_model)
+    cuda = accelerator.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()  # the record's peak is this run's, not the process's
     model.backbone.to(accelerator.device)
-    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    precision = precision_of(accelerator)
     data = feed(table, setup, model.backbone, workers=workers, progress=progress, precision=precision)
     feed_seconds = time.monotonic() - began
     standard = standardisation(data.train.table, table.tasks)
-    with torch.random.fork_rng(devices=[]):  # the loop seeds every step; the caller's own randomness stays as it was
+    # The loop seeds every step, the GPU too; the caller's own randomness stays as it was.
+    with torch.random.fork_rng(devices=[0] if cuda else []):
         state, kept = train(
             model, data, setup, accelerator, folder, standard,
             flip=table.info.horizontal_flip, reverse=table.info.time_reversal, progress=progress, watch=watch,
@@ -90,6 +97,10 @@ def fine_tune(
     return run
 
 
+_NUMBERS = ("rand_augment", "erasing", "mixup", "cutmix", "label_smoothing", "drop_path", "ema")
+_NAMED = {"optimizer": "adamw", "schedule": "cosine", "loss": "ce"}
+
+
 def setup_label(setup: Setup) -> str:
     """A short name that tells setups of one sweep apart."""
     parts = [setup.strategy]
@@ -98,7 +109,13 @@ def setup_label(setup: Setup) -> str:
         parts.append(named[setup.sampling])
     if not setup.augment:
         parts.append("plain")
-    parts += [f"{n}{getattr(setup, n):g}" for n in ("rand_augment", "erasing", "mixup", "cutmix") if getattr(setup, n)]
+    parts += [f"{n}{getattr(setup, n):g}" for n in _NUMBERS if getattr(setup, n)]
+    parts += [v for n, usual in _NAMED.items() if (v := getattr(setup, n)) != usual]
+    if setup.class_weights:
+        parts.append("balanced" if setup.class_weights == "balanced" else "weighted")
+    # The default, spelled out or not, is the same setup.
+    if setup.feature_views not in (None, stored_views(setup.replace(feature_views=None))):
+        parts.append(f"views{setup.feature_views}")
     if setup.seed:
         parts.append(f"seed{setup.seed}")
     return "-".join(parts)
@@ -117,13 +134,28 @@ def _check_labels(table: ClipTable) -> None:
     if not table.tasks:
         raise ValueError(f"{table.info.name!r} has no task to learn; name a label column when opening it")
     for task in table.tasks if len(table.train) else ():  # no train clips at all: the feed says so
-        if pd.isna(table.train.targets(task.name)).all():
+        labels = table.train.targets(task.name)
+        if pd.isna(labels).all():
             raise ValueError(f"no train clip of {table.info.name!r} has a label for task {task.name!r}")
-        if len(table.val) and pd.isna(table.val.targets(task.name)).all():
-            log.warning("%s: no val clip has a label for task %r; its score is unknown", table.info.name, task.name)
-        seen = set(table.train.targets(task.name))
+        seen = set(np.flatnonzero((labels == 1).any(0)) if task.kind == "multilabel" else labels)
         if unseen := [c for i, c in enumerate(task.classes) if i not in seen]:
-            log.warning("%s: no train clip of %s of task %r", table.info.name, ", ".join(unseen[:5]), task.name)
+            more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
+            log.warning("%s: no train clip of %s%s of task %r", table.info.name, ", ".join(unseen[:5]), more, task.name)
+
+
+def _say_idle(setup: Setup, table: ClipTable) -> None:
+    """Name what was asked for and has no effect on these tasks under this strategy."""
+    kinds = {task.kind for task in table.tasks}
+    if setup.lr and parse_strategy(setup.strategy).frozen:
+        log.warning(
+            "lr=%g does nothing: strategy %s freezes the backbone; head_lr (%g) is the rate of what trains",
+            setup.lr, setup.strategy, setup.head_lr,
+        )  # fmt: skip
+    if not kinds & {"multiclass", "binary"} and (setup.loss != "ce" or setup.class_weights == "balanced"):
+        asked = f"loss={setup.loss!r}" if setup.loss != "ce" else "class_weights='balanced'"
+        log.warning("%s does nothing: no task is multiclass or binary", asked)
+    if setup.label_smoothing and "multiclass" not in kinds:
+        log.warning("label_smoothing=%g does nothing: no task is multiclass", setup.label_smoothing)
 
 
 def native_bf16(device: torch.device) -> bool:
@@ -150,6 +182,11 @@ def make_accelerator(setup: Setup, device: torch.device, *, compile_model: bool 
         cpu=device.type == "cpu",
         dynamo_backend="inductor" if compile_model else None,
     )
+
+
+def precision_of(accelerator: Accelerator) -> str:
+    """``bf16`` or ``fp32``, as features are computed for it."""
+    return "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
 
 
 def _predictions(model: TML, data: Feed, standard: Standard) -> pd.DataFrame:

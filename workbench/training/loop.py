@@ -103,6 +103,7 @@ def train(
             label_smoothing=setup.label_smoothing, pairing=pairing, criterion=criterion,
         )  # fmt: skip
 
+    title = folder.name  # said once, above the first epoch of this run or of what is left of it
     bar = tqdm(total=steps, initial=state.step, desc=folder.name[:30], disable=not progress, mininterval=0.5)
     with skipping:
         while state.epoch < setup.epochs and not _stale(state, setup):
@@ -118,7 +119,9 @@ def train(
                     if not (stored or state.step or state.batch):
                         checkup.at_start(shown)
                     outputs, loss = forward(network, shown, targets, pairing)
-                    accelerator.backward(loss)
+                    # It divides by the accumulation; the last step of an epoch may take fewer batches than that.
+                    whole_step = setup.accumulation / _batches_of_step(state.batch, len(batches), setup.accumulation)
+                    accelerator.backward(loss if whole_step == 1 else loss * whole_step)
                     if not math.isfinite(value := loss.item()):  # before a step that it would spoil
                         torch.manual_seed(_mixed(setup.seed, state.epoch, state.batch))
                         raise _not_finite(value, state, first_nonfinite(whole, forward, shown, targets, pairing))
@@ -157,7 +160,8 @@ def train(
             saved = time.monotonic()
             bar.set_postfix(loss=f"{line['train_loss']:.3f}", val=f"{line['val_score']:.3f}")
             if progress:
-                tqdm.write(epoch_row(state.history))
+                tqdm.write(epoch_row(state.history, title))
+                title = ""
             if watch:
                 watch(pd.DataFrame(state.history))
     bar.close()
@@ -170,7 +174,7 @@ def _is_kept(state: Progress, score: float, setup: Setup) -> bool:
     A val score of few clips is noisy: it decides only where early stopping was asked for. Else the last epoch, where
     the rate has come down, is kept, and nothing was selected.
     """
-    if score >= state.best_score or (math.isnan(state.best_score) and not math.isnan(score)):
+    if score > state.best_score or (math.isnan(state.best_score) and not math.isnan(score)):
         state.best_epoch, state.best_score = state.epoch + 1, score
     return not setup.patience or not state.best_epoch or state.best_epoch == state.epoch + 1
 
@@ -203,17 +207,23 @@ def mix_of(setup: Setup, tasks: Sequence[Task]) -> Mix | None:
     return Mix(mixup=setup.mixup, cutmix=setup.cutmix)
 
 
-def epoch_row(history: list[dict[str, float]]) -> str:
-    """The last epoch as a line of a text table, under a head before the first."""
+def epoch_row(history: list[dict[str, float]], title: str = "") -> str:
+    """The last epoch as a line of a text table; under a head before the first, and where there is a title for it."""
     shown = [name for name in history[-1] if name not in ("step", "lr")]
     row = "  ".join(f"{history[-1][name]:>{max(7, len(name))}.4g}" for name in shown)
     head = "  ".join(f"{name:>7}" for name in shown)
-    return f"{head}\n{row}" if len(history) == 1 else row
+    above = f"{title}\n{head}\n" if title else f"{head}\n"
+    return above + row if title or len(history) == 1 else row
 
 
 def _rest(batches: DataLoader[Any], done: int, accelerator: Accelerator) -> Iterable[tuple[Tensor, Tensor]]:
     """An epoch's batches from number ``done`` on."""
     return accelerator.skip_first_batches(batches, done) if done else batches
+
+
+def _batches_of_step(batch: int, batches: int, accumulation: int) -> int:
+    """How many batches of an epoch go into the optimiser step that ``batch`` belongs to."""
+    return min(accumulation, batches - batch // accumulation * accumulation)
 
 
 def _mixed(seed: int, epoch: int, batch: int) -> int:

@@ -8,8 +8,8 @@ rule, and :func:`recipe_sources` says what it did:
   (https://arxiv.org/abs/2205.10287); in proportion for SGD (https://arxiv.org/abs/1706.02677).
 - *epochs*: the source's; fewer where there are more clips than it had, so that as many are shown in all; more where
   they would make fewer than 300 optimiser steps, up to four times as many. The share of warm-up stays.
-- *regression*: no mixing (the mean of two clips need not have the mean of their values) and no RandAugment (it changes
-  what a quality score is about).
+- *regression*: no mixing, unless ``mix_regression=True`` is given (the mean of two clips need not have the mean of
+  their values), and no RandAugment (it changes what a quality score is about).
 - *flips* are no field of a setup: a table's card allows or forbids them.
 
 The numbers are for backbones of ViT-B size and up. A small one such as nano bears higher rates: look with
@@ -298,6 +298,7 @@ def _for_values(
     named = changes.get("tasks") or [task.name for task in clips.tasks]
     chosen = clips.with_tasks([named] if isinstance(named, str) else list(named)).tasks
     values = [task.name for task in chosen if task.kind == "regression"]
-    off = {key: sourced[key] for key in ("mixup", "cutmix", "rand_augment") if values and key in sourced}
+    names = ("rand_augment",) if changes.get("mix_regression") else ("mixup", "cutmix", "rand_augment")
+    off = {key: sourced[key] for key in names if values and key in sourced}
     why = f"off: {' and '.join(values)} is regression"
     return {key: (type(value)(0), f"{why}; else {value:g} ({source})") for key, (value, source) in off.items()}

@@ -109,10 +109,11 @@ class Run:
 
     def __repr__(self) -> str:
         clips, last = self.record["data"]["clips"], self.history.iloc[-1]
+        lost = f" ({bad} quarantined)" if (bad := self.record["data"]["quarantined"]) else ""
         kept = f"epoch {self.record['kept_epoch']} of {int(last.epoch)} kept"
         return (
             f"Run {self.name!r}: {self.setup.strategy} from {self.setup.backbone}, {kept}, "
-            f"{clips['train']} train / {clips['val']} val / {clips['test']} test clips, "
+            f"{clips['train']} train / {clips['val']} val / {clips['test']} test clips{lost}, "
             f"{self.record['parameters']['trainable']:,} trainable parameters, "
             f"{self.record['timings']['train_seconds']:.0f} s{self._complaints()}"
         )

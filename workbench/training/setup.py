@@ -154,8 +154,13 @@ class Setup:
             ("drop_path", 0, 0.9),
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and low <= value <= high):
+            if value is None and name in ("lr", "head_lr"):
+                continue
+            if isinstance(value, bool) or not (isinstance(value, int | float) and low <= value <= high):
                 raise ValueError(f"{name}={value!r} must lie between {low} and {high}")
+        for name in ("augment", "mix_regression"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
         for name, known in (
             ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("decoder", DECODERS),
             ("precision", ("auto", "fp32", "bf16")),

@@ -17,11 +17,17 @@ from workbench.views.style import VIEW_CSS, Html, shorten
 MEAN = "mean"
 CONVERGED = 0.01  # completeness error under which analysis/explain.py calls one clip's map converged
 METHOD_NAMES = {
-    "attention": "attention weights", "rollout": "attention rollout", "integrated_gradients": "integrated gradients",
+    "attention": "attention weights", "rollout": "attention rollout", "task_attention": "task query attention",
+    "gradient_attention": "gradient-weighted attention", "attnlrp": "AttnLRP",
+    "integrated_gradients": "integrated gradients", "gradient_x_activation": "gradient x activation",
+    "grad_cam": "Grad-CAM", "occlusion": "occlusion", "ablation": "ablation", "shapley": "Shapley values",
 }  # fmt: skip
+ATTENTION = ("attention", "rollout", "task_attention", "gradient_attention")
+WHATEVER_THE_CLASS = ATTENTION[:3]
 CAUTION = {
     True: "Attention is not an explanation: the weights say where tokens were mixed, not what changed the output.",
-    False: "An attribution explains the output against its baseline; another baseline gives another map.",
+    False: "An attribution says what moved the output, by its method's own rules; another method or baseline gives "
+    "another map.",
 }
 
 
@@ -42,12 +48,11 @@ def named_maps(maps: Any) -> dict[str, Any]:
 
 def map_caption(maps: Any, clip: int) -> str:
     """What one map shows, and what it does not."""
-    attention = maps.method in ("attention", "rollout")
     parts = [METHOD_NAMES.get(maps.method, maps.method)]
     if maps.task:
         parts.append(f"task {maps.task}")
     target = maps.target[clip] if maps.target is not None and len(maps.target) else None
-    if target is not None and not attention:
+    if target is not None and maps.method not in WHATEVER_THE_CLASS:
         parts.append(f"for the output “{target}”")
     if maps.baseline:
         parts.append(f"baseline {maps.baseline}")
@@ -190,7 +195,7 @@ class AttentionView(ipywidgets.VBox):
         return heat_curve({self.method: self.shown.upsampled(self.clip, layer=layer, head=head)})
 
     def _caution(self) -> str:
-        return note(CAUTION[self.shown.method in ("attention", "rollout")])
+        return note(CAUTION[self.shown.method in ATTENTION])
 
     def _refresh(self) -> None:
         self._video.value = self.player().html() + self._caution()

@@ -11,7 +11,7 @@ import pandas as pd
 
 from workbench import __version__
 from workbench.data.tables import ClipTable
-from workbench.views.attention_view import CAUTION, METHOD_NAMES, map_caption, map_legend, named_maps
+from workbench.views.attention_view import ATTENTION, CAUTION, METHOD_NAMES, map_caption, map_legend, named_maps
 from workbench.views.comparison_view import comparison_table
 from workbench.views.error_view import error_player
 from workbench.views.page import facts, page, paragraph, plot, section, subheading, versions, write_page
@@ -145,7 +145,7 @@ def _maps(maps: Any | None) -> str:
     groups: dict[tuple[str, ...], list[Any]] = {}
     for one in named.values():
         groups.setdefault(tuple(map(str, one.clip_ids)), []).append(one)
-    attention = {m.method in ("attention", "rollout") for m in named.values()}
+    attention = {m.method in ATTENTION for m in named.values()}
     parts = [paragraph(CAUTION[kind]) for kind in (True, False) if kind in attention]
     for members in groups.values():
         players = [_map_player(members, i) for i in range(min(SHOWN_MAPS, len(members[0].clip_ids)))]

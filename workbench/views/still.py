@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import matplotlib.axes
 import matplotlib.figure
+import matplotlib.ticker
 import numpy as np
 import plotly.graph_objects as go
 
@@ -36,6 +37,10 @@ def still(fig: go.Figure, *, label: str = "plot") -> Html:
         width = min(WIDTH_INCHES, (max_width(fig) or 1000) / 100)
         figure = matplotlib.figure.Figure(figsize=(width, height))
         axes = {key: _axes(figure, fig, key) for key in _panels(fig)}
+        for (_, y), ax in axes.items():
+            first = next((other for (_, theirs), other in axes.items() if theirs == _axis(fig, y).matches), ax)
+            if first is not ax:
+                ax.sharey(first)
         for trace in fig.data:
             _draw(axes[(trace.xaxis or "x", trace.yaxis or "y")], trace)
         for (x, y), ax in axes.items():
@@ -79,14 +84,20 @@ def _draw(ax: matplotlib.axes.Axes, trace: Any) -> None:
     colour, name = trace.marker.color, _plain(trace.name) if trace.showlegend else None
     x, y = np.asarray(trace.x, float), np.asarray(trace.y, float)
     marker = _SYMBOL.get(trace.marker.symbol, "o")
+    across, along = _bars(trace.error_x), _bars(trace.error_y)
     if "lines" in trace.mode:
         ax.plot(x, y, _DASH[trace.line.dash or "solid"], color=colour, lw=1.6, marker=marker, ms=3.5, label=name)
+        if along is not None:
+            ax.errorbar(x, y, yerr=along, fmt="none", ecolor=colour, lw=1.2, capsize=3)
         return
-    error = None
-    if trace.error_x.array is not None:
-        bars = np.array([trace.error_x.arrayminus, trace.error_x.array], float)
-        error = np.nan_to_num(np.maximum(bars, 0))
-    ax.errorbar(x, y, xerr=error, fmt=marker, color=colour, ms=7, lw=1.8, capsize=3, label=name)
+    ax.errorbar(x, y, xerr=across, yerr=along, fmt=marker, color=colour, ms=7, lw=1.8, capsize=3, label=name)
+
+
+def _bars(error: Any) -> np.ndarray | None:
+    """Lengths of error bars, ``(2, n)``; None where the trace has none."""
+    if error.array is None:
+        return None
+    return np.nan_to_num(np.maximum(np.array([error.arrayminus, error.array], float), 0))
 
 
 def _draw_heatmap(ax: matplotlib.axes.Axes, trace: Any) -> None:
@@ -103,18 +114,35 @@ def _dress(ax: matplotlib.axes.Axes, fig: go.Figure, x: str, y: str) -> None:
         layout = _axis(fig, name)
         axis.set_label_text(_plain(layout.title.text))
         axis.grid(layout.showgrid is not False)
+        if layout.type == "log":
+            (ax.set_xscale if name == x else ax.set_yscale)("log")
+            axis.set_tick_params(which="minor", length=0)
+            axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: _decade(value)))
+            axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        if layout.showticklabels is False:
+            axis.set_tick_params(labelleft=False, labelbottom=False)
         if layout.tickvals is not None:
             turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if layout.tickangle else {}
             axis.set_ticks(list(layout.tickvals), [_plain(t).strip() for t in layout.ticktext], **turned)
         if layout.range:
-            limits(*layout.range)
+            limits(*(10.0**v if layout.type == "log" else v for v in layout.range))
         if layout.rangemode == "tozero":
             limits(0, None)
     for shape in fig.layout.shapes:
         if shape.type == "line" and shape.xref == x and shape.x0 == shape.x1:
             ax.axvline(shape.x0, color="#777777", ls="--", lw=1.2)
+        if shape.type == "line" and (shape.xref, shape.yref) == (f"{x} domain", y) and shape.y0 == shape.y1:
+            ax.axhline(shape.y0, color="#777777", ls="--", lw=1.2)
     if fig.data[0].type == "heatmap":
         ax.grid(False)
+
+
+def _decade(value: float) -> str:
+    """A tick of a logarithmic axis in plain text: ``0.1``, ``10 k``, ``1 M``."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 def _words(figure: matplotlib.figure.Figure, fig: go.Figure, panels: list[matplotlib.axes.Axes]) -> None:

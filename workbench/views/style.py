@@ -132,14 +132,15 @@ def table_html(frame: pd.DataFrame, *, names: Mapping[str, str] | None = None, i
     """
     shown = frame.reset_index() if index else frame
     numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in shown.dtypes]
+    left = ' style="text-align:left"'  # Jupyter's own sheet sets text flush right
     heads = "".join(
-        f'<th scope="col"{" class=wb-num" if n else ""}>{escape((names or {}).get(str(c), c))}</th>'
+        f'<th scope="col"{" class=wb-num" if n else left}>{escape((names or {}).get(str(c), c))}</th>'
         for c, n in zip(shown.columns, numeric, strict=True)
     )
     rows = "".join(
         "<tr>"
         + "".join(
-            f"<td{' class=wb-num' if n else ''}>{escape(number(v))}</td>" for v, n in zip(row, numeric, strict=True)
+            f"<td{' class=wb-num' if n else left}>{escape(number(v))}</td>" for v, n in zip(row, numeric, strict=True)
         )
         + "</tr>"
         for row in shown.itertuples(index=False, name=None)

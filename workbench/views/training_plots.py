@@ -45,6 +45,7 @@ def training_curves(run: Any, *, findings: Sequence[Finding] | None = None) -> g
     _mark(fig, history, [f for f in found if f.severity != "note"])
     last = int(history["epoch"].iloc[-1])
     ticks = list(range(1, last + 1, -(-last // 10)))  # whole epochs only
+    fig.update_yaxes(rangemode="tozero", row=1, col=2)  # no negative scores where there are none
     fig.update_xaxes(title_text="epoch", title_standoff=6, tickvals=ticks, ticktext=[str(t) for t in ticks])
     return fig
 

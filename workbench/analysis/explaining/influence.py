@@ -53,7 +53,7 @@ class Influence:
     def table(self, top: int = 5) -> pd.DataFrame:
         """The ``top`` most helpful and most harmful training clips of each test clip, strongest first.
 
-        Columns ``test_clip, effect`` (helpful or harmful)``, rank, train_clip, train_label, score``.
+        Columns ``test_clip, effect, rank, train_clip, train_label, score``; an effect is helpful or harmful.
         """
         rows = []
         for test, scores in zip(self.test_ids, self.scores, strict=True):
@@ -69,6 +69,7 @@ class Influence:
     def suspects(self, top: int = 20) -> pd.DataFrame:
         """Training clips to look at for a wrong label: those with the largest influence on themselves.
 
+        As good as the model: of one that has not learned the task, the list holds clips that are merely hard.
         Columns ``train_clip, train_label, self_influence``. TracIn's own use of it: https://arxiv.org/abs/2002.08484,
         section 4.1.
         """

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from workbench.data.tables import Task
+from workbench.data.tasks import target_slices
 from workbench.models.strategies import parse_strategy
 from workbench.training.checking.evidence import Evidence
 from workbench.training.checking.findings import Finding
@@ -41,9 +42,11 @@ def check_rates(setup: Setup) -> Iterator[Finding]:
 
 
 def check_val(tasks: Sequence[Task], val: Tensor) -> Iterator[Finding]:
-    """Val targets (n, tasks) by which nothing can be judged."""
-    for i, task in enumerate(tasks if val.shape[1] == len(tasks) else ()):
-        known = val[:, i][~torch.isnan(val[:, i])]
+    """Val targets (n, tasks; a multilabel task takes a column per class) by which nothing can be judged."""
+    columns = target_slices(tasks)
+    for task in tasks:
+        own = val[:, columns[task.name]]
+        known = own[~torch.isnan(own)]
         if not len(known):
             yield Finding(
                 "val-unlabelled", "warning",
@@ -51,9 +54,10 @@ def check_val(tasks: Sequence[Task], val: Tensor) -> Iterator[Finding]:
                 "Move labelled clips to val, by whole groups", task.name,
             )  # fmt: skip
         elif len(known) > 1 and bool((known == known[0]).all()):
+            clips = int((~torch.isnan(own)).any(1).sum())
             yield Finding(
                 "val-unlabelled", "warning",
-                f"all {len(known)} val labels of {task.name!r} are the same: its val score means nothing",
+                f"all {clips} val labels of {task.name!r} are the same: its val score means nothing",
                 "Split again (split_by_group), or take more groups into val", task.name,
             )  # fmt: skip
 

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from workbench.data.mix import Pairing
 from workbench.data.tables import Task
+from workbench.data.tasks import target_slices
 from workbench.models.tml import TML
 from workbench.training.checking import checks
 from workbench.training.checking.evidence import Evidence, Seen
@@ -48,7 +49,8 @@ ENOUGH_EPOCHS, ENOUGH_STEPS, ENOUGH_SAMPLES = 3, 50, 4
 
 
 class Checkup:
-    """Watches one run. ``train_targets`` and ``val_targets`` float (n, tasks), NaN where missing.
+    """Watches one run. ``train_targets`` and ``val_targets`` float (n, tasks), NaN where missing; a multilabel task
+    takes a column per class.
 
     Made before the first step, when weights are as the strategy left them. The loop calls :meth:`at_start` with the
     first batch, :meth:`after_backward` when gradients are there and not yet clipped, :meth:`after_epoch` with a line of
@@ -62,9 +64,10 @@ class Checkup:
         val_targets: Tensor | None = None,
     ) -> None:  # fmt: skip
         for name, targets in (("train_targets", train_targets), ("val_targets", val_targets)):
-            if targets is not None and (targets.ndim != 2 or targets.shape[1] < len(tasks)):
+            if targets is not None and (targets.ndim != 2 or targets.shape[1] != sum(t.num_targets for t in tasks)):
                 raise ValueError(
-                    f"{name} of shape {tuple(targets.shape)} do not fit {len(tasks)} task(s); expected (clips, tasks)"
+                    f"{name} of shape {tuple(targets.shape)} do not fit {len(tasks)} task(s); expected (clips, tasks), "
+                    "with a column per class of a multilabel one"
                 )
         self.model, self.tasks, self.setup = model, tuple(tasks), setup
         self.findings: list[Finding] = []
@@ -110,7 +113,8 @@ class Checkup:
             none = there[0].new_full((), -1.0)
             norms = torch.stack([none if g is None else next(found).to(none) for g in grads])
             self._norms = norms if self._norms is None else torch.maximum(self._norms.to(norms.device), norms)
-        labelled = (~torch.isnan(targets)).any(0)[: len(self.tasks)]
+        known = ~torch.isnan(targets)
+        labelled = torch.stack([known[:, where].any() for where in target_slices(self.tasks).values()])
         self._labelled = self._labelled.to(labelled.device) | labelled
         self._sampled += 1
 

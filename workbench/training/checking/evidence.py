@@ -18,6 +18,7 @@ from torch import Tensor
 
 from workbench.data.mix import Pairing
 from workbench.data.tables import Task
+from workbench.data.tasks import target_slices
 
 KEPT_ROWS = 4096
 """Clips kept, the latest of the epoch: enough to see an association of a hundredth of the entropy, and small."""
@@ -73,10 +74,11 @@ class Seen:
         self._batches.clear()
         self._rows = 0
 
-    def evidence(self, column: int) -> Evidence | None:
-        """Of the task in this column of the targets; None for a kind it does not know, and where fewer than two clips
-        have a label or all have the same."""
-        task = self.tasks[column]
+    def evidence(self, number: int) -> Evidence | None:
+        """Of this task; None for a kind it does not know, and where fewer than two clips have a label or all have the
+        same."""
+        task = self.tasks[number]
+        column = target_slices(self.tasks)[task.name].start
         if not self._batches or task.kind not in ("multiclass", "binary", "regression"):
             return None
         output = torch.cat([b["outputs"][task.name].float() for b in self._batches]).cpu()

@@ -18,7 +18,7 @@ from workbench.data.tables import ClipTable
 from workbench.models.droppath import drop_path
 from workbench.models.strategies import parse_strategy
 from workbench.training.feed import Feed, augment_of, feed, loader, targets_of
-from workbench.training.finetune import make_accelerator
+from workbench.training.finetune import make_accelerator, precision_of
 from workbench.training.loop import mix_of
 from workbench.training.losses import criterion_of, standardisation, total_loss
 from workbench.training.optim import make_optimizer, parameter_groups
@@ -50,13 +50,13 @@ class RateCurve:
     base: Setup
     """The setup as given, its rates spelled out."""
     factor: float | None
-    """Suggested factor on both rates; None where no rate lowered the loss."""
+    """Suggested factor on both rates; None where no rate lowered the loss, or the lowest rates did."""
     note: str
     """What was seen, in a sentence."""
 
     @property
     def suggestion(self) -> dict[str, float] | None:
-        """Suggested ``lr`` and ``head_lr``; None where no rate lowered the loss."""
+        """Suggested ``lr`` and ``head_lr``; None where there is no ``factor``."""
         if self.factor is None:
             return None
         lr, head_lr = self.base.rates
@@ -97,6 +97,8 @@ def find_lr(
     table = clips if isinstance(clips, ClipTable) else open_clips(clips)
     table = table.with_tasks(setup.tasks or [task.name for task in table.tasks])
     backbone_lr, head_lr = setup.rates
+    if not backbone_lr and not head_lr:
+        raise ValueError("lr and head_lr are both 0: there is nothing to sweep from; leave them at None")
     setup = setup.replace(tasks=tuple(task.name for task in table.tasks), lr=backbone_lr, head_lr=head_lr)
     chosen = pick_device(device)
     with torch.random.fork_rng(devices=[0] if chosen.type == "cuda" else []):
@@ -122,6 +124,9 @@ def curve_of(base: Setup, factors: np.ndarray, losses: np.ndarray) -> RateCurve:
     factor = float(factors[lowest] / BELOW)
     name, rate = ("head_lr", head_lr) if parse_strategy(base.strategy).frozen else ("lr", lr)
     note = f"lowest at {name}={rate * factors[lowest]:.1e}; a tenth of that is {name}={rate * factor:.1e}"
+    if factor < factors[0]:  # where hardly anything moves yet, batches differ by more than the rate does
+        why = "less than was tried: the loss is noise, or every rate too high; take more steps, or sweep lower"
+        return RateCurve(frame, base, None, f"{note}, {why}")
     if lowest == len(losses) - 1:
         note += ", and the loss still fell there: sweep higher"
     return RateCurve(frame, base, factor, note)
@@ -140,9 +145,10 @@ def _sweep(
 ) -> list[float]:
     """The loss at each factor, to the last or to where it has diverged."""
     model = build_model(setup, table.tasks)
-    data = feed(table, setup, model.backbone, workers=workers, progress=progress)
     accelerator = make_accelerator(setup, device)
-    model.to(accelerator.device)
+    model.to(accelerator.device)  # before features are computed
+    precision = precision_of(accelerator)
+    data = feed(table, setup, model.backbone, workers=workers, progress=progress, precision=precision)
     optimizer = make_optimizer(parameter_groups(model, setup), setup)
     # As in the loop: where the backbone is frozen, a batch may be stored features of its clips.
     stored = data.train if isinstance(data.train, Features) else None

@@ -1,9 +1,10 @@
 """Run a frozen backbone over the clips of a table, each view once: what is encoded, and under what name it is kept.
 
 An entry is one clip's plain view(s), or one augmented view of it. Its name changes with all that its numbers depend on:
-the backbone's weights and preprocessing, the precision it ran in, the code's version, the bytes of the clip's file and
-its times, how it is read, and for an augmented view the settings, the seed and the view's number. So tables, parts of
-tables, tasks and setups share entries, and no view of a clip depends on the clips beside it.
+the backbone's weights, configuration and preprocessing, LoRA and adapters in it, the precision it ran in, the code's
+version, the bytes of the clip's file and its times, how it is read, and for an augmented view the settings, the seed
+and the view's number. So tables, parts of tables, tasks and setups share entries, and no view of a clip depends on the
+clips beside it. Devices and ways to compute attention share them too: these differ by rounding.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from workbench.data.loading.reading import Reading
 from workbench.data.loading.store import Store
 from workbench.data.protocol import Protocol
 from workbench.data.tables import ClipTable
+from workbench.models.adapters import BeforeBlock
 from workbench.models.backbones import Backbone
 
 VERSION = 1
@@ -35,6 +37,10 @@ KINDS = ("pooled", "tokens")
 DTYPES = {"pooled": "<f4", "tokens": "<f2"}
 """How features lie on disk. Pooled features are few and stay exact; tokens are many (256 times as many for nano) and
 are kept to the eleven bits of float16."""
+_NOT_FEATURES = (
+    "_name_or_path", "architectures", "dtype", "id2label", "label2id", "output_attentions", "output_hidden_states",
+    "problem_type", "return_dict", "torch_dtype", "transformers_version",
+)  # fmt: skip
 TRAIN_WINDOWS = 4
 """Windows stored per training clip where ``dense`` or ``fps`` sampling shows a part of it: from the first that fits to
 the last; each epoch, or each augmented view, sees a random one, so that nothing is decoded again."""
@@ -80,8 +86,9 @@ class Encoder:
         one = (backbone.hidden_size,) if kind == "pooled" else (math.prod(backbone.grid), backbone.hidden_size)
         self.shapes = [(reading.views, *one)] + [(1, *one)] * (views - 1)
         """Of each part's entry."""
+        self._identity = identity(backbone)
         steps = repr(backbone.preprocessing)
-        self._name = [VERSION, version("transformers"), backbone.fingerprint(), backbone.family, steps, kind, precision]
+        self._name = [VERSION, version("transformers"), self._identity, backbone.family, steps, kind, precision]
 
     @property
     def store(self) -> Store:
@@ -138,6 +145,14 @@ class Encoder:
                         queue = []
             yield from self._through(queue)
 
+    def check_unchanged(self) -> None:
+        """Raises RuntimeError where the backbone is no longer the one that the entries are named after."""
+        if identity(self.backbone) != self._identity:
+            raise RuntimeError(
+                f"the weights of {self.backbone.source} have changed since these features were computed, and some are "
+                "no longer stored; ask features_of again for those of the backbone as it is now"
+            )
+
     def close(self) -> None:
         """End the decoding processes."""
         for loader in self.loaders:
@@ -190,3 +205,18 @@ class Encoder:
                 "train with feature_views=0, which stores none"
             )
         return found.cpu().numpy().astype(self.dtype)
+
+
+def identity(backbone: Backbone) -> str:
+    """Hex digits that change with anything in ``backbone`` that its features depend on: weights, configuration, and
+    what a strategy put into it, which its own fingerprint leaves out."""
+    config = {key: value for key, value in backbone.config.to_dict().items() if key not in _NOT_FEATURES}
+    digest = hashlib.sha256(f"{backbone.fingerprint()} {json.dumps(config, sort_keys=True, default=str)}".encode())
+    put_in = {name: value for name, value in backbone.state_dict().items() if ".lora_" in name}
+    for i, block in enumerate(backbone.blocks):
+        hooks = [hook for hook in block._forward_pre_hooks.values() if isinstance(hook, BeforeBlock)]
+        put_in |= {f"{i} {j} {n}": v for j, hook in enumerate(hooks) for n, v in hook.adapter.state_dict().items()}
+    for name, value in sorted(put_in.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

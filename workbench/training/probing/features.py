@@ -34,7 +34,8 @@ _again = threading.Lock()  # an encoder streams for one thread at a time
 class FeatureArray:
     """Tokens of n clips as a read-only array, float16 (n, V, N, D), read from the store when they are indexed.
 
-    An entry that was evicted or damaged since is encoded again; RuntimeError where that fails.
+    An entry that was evicted or damaged since is encoded again; RuntimeError where that fails, or where the backbone
+    has changed since.
     """
 
     def __init__(self, encoder: Encoder, rows: Sequence[int], keys: Sequence[Sequence[str | None]]) -> None:
@@ -74,19 +75,23 @@ class FeatureArray:
         rows, views = np.atleast_1d(rows), np.atleast_1d(views)
         out = np.empty((len(rows), *self.shape[2:]), self.dtype)
         plain = self._encoder.shapes[0][0]
+        entry, held = np.empty((plain, *self.shape[2:]), self.dtype), -1
         for j, (row, view) in enumerate(zip(rows.tolist(), views.tolist(), strict=True)):
             if not 0 <= row < len(self) or not 0 <= view < self.shape[1]:
                 raise IndexError(f"view {view} of clip {row} in features of shape {self.shape}")
             if plain == 1:
                 self._read(row, view, out[j : j + 1])
             else:  # several plain views lie in one entry
-                out[j] = self._read(row, 0, np.empty((plain, *self.shape[2:]), self.dtype))[view]
+                if row != held:
+                    held, _ = row, self._read(row, 0, entry)
+                out[j] = entry[view]
         return out
 
     def _read(self, row: int, part: int, out: np.ndarray) -> np.ndarray:
         key = self._keys[row][part]
         if key is None or self._store.read(key, out.view(np.uint8)) is None:
             with _again:
+                self._encoder.check_unchanged()
                 ((_, _, found),) = self._encoder.encode({self._rows[row]: [part]})
                 self._encoder.close()
             if isinstance(found, Exception):

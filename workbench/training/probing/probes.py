@@ -50,7 +50,7 @@ class ProbeRun:
     record: dict[str, Any]
 
 
-@dataclass
+@dataclass(repr=False)
 class Probes:
     """What :func:`probes` found. ``table`` has a row per probe: ``task, head, seed, lr, weight_decay, metric, val_loss,
     val, test, chosen``; ``val`` and ``test`` are the task's main metric there (NaN where a split has no labels)."""
@@ -86,6 +86,11 @@ class Probes:
                 "note": "" if n > 1 else "one seed: no interval over seeds",
             })  # fmt: skip
         return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        lost = f" ({self.quarantined} clips quarantined)" if self.quarantined else ""
+        best = self.best.to_string(index=False, float_format=lambda v: f"{v:.4g}")
+        return f"{len(self.table)} probes on {self.clips.info.name!r}{lost}; chosen on val (.best):\n{best}"
 
     def setup(self, task: str, head: str, seed: int | None = None) -> Setup:
         """The setup with which ``wb.fine_tune`` trains the chosen probe by itself."""
@@ -130,11 +135,11 @@ def probes(
     clips: ClipTable | str | Path,
     *,
     backbone: str = "nano",
-    heads: Sequence[str] = ("linear", "attentive"),
-    lrs: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
-    weight_decays: Sequence[float] | None = None,
-    tasks: Sequence[str] | None = None,
-    seeds: Sequence[int] = (0,),
+    heads: str | Sequence[str] = ("linear", "attentive"),
+    lrs: float | Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    weight_decays: float | Sequence[float] | None = None,
+    tasks: str | Sequence[str] | None = None,
+    seeds: int | Sequence[int] = (0,),
     epochs: int = 20,
     batch_size: int = 16,
     setup: Setup | None = None,
@@ -143,7 +148,8 @@ def probes(
     memory_gb: float = 2.0,
     progress: bool = True,
 ) -> Probes:
-    """Train every combination of head, rate, decay, task and seed on features of one frozen backbone.
+    """Train every combination of head, rate, decay, task and seed on features of one frozen backbone; of each, a list
+    or one.
 
     ``heads``: frozen strategies. ``lrs``: for all heads, or by head (default: V-JEPA 2's grid, ten times that for
     ``linear``). A seed draws the heads and the order of clips. ``setup``: everything else (sampling, augmentation,
@@ -153,6 +159,10 @@ def probes(
     Raises ValueError on a setup with what batched probes do not do, on a task of another kind or without labels in
     train or val; MemoryError where the tokens that ``attentive`` needs cannot be stored.
     """
+    heads = [heads] if isinstance(heads, str) else heads
+    seeds = [seeds] if isinstance(seeds, int) else seeds
+    lrs = [lrs] if isinstance(lrs, int | float) else lrs
+    weight_decays = [weight_decays] if isinstance(weight_decays, int | float) else weight_decays
     table = clips if isinstance(clips, ClipTable) else open_clips(clips)
     table = table.with_tasks(tasks or [task.name for task in table.tasks])
     base = (setup or Setup()).replace(

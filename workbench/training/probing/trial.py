@@ -131,8 +131,8 @@ class Trial:
                     "test": scores[1] if len(scores) > 1 else math.nan,
                 }  # fmt: skip
                 self.rows.append(row)
-                # By what val says; test is not looked at.
-                rank = (-math.inf if math.isnan(row["val"]) else row["val"], -row["val_loss"])
+                # By what val says; test is not looked at. What is not a number comes last.
+                rank = (_or_last(row["val"]), _or_last(-row["val_loss"]))
                 key = (task.name, self.head.name, seed)
                 if key not in self.chosen or rank > self.chosen[key].rank:
                     setup = self.setup.replace(tasks=(task.name,), head_lr=lr, weight_decay=decay, seed=seed)
@@ -165,3 +165,7 @@ class Trial:
             task.kind, [main_metric(task.kind)], target=targets[known].numpy(), prediction=predicted,
             probabilities=probabilities, weights=np.ones((1, int(known.sum()))),
         )[0, 0])  # fmt: skip
+
+
+def _or_last(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
