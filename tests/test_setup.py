@@ -155,7 +155,7 @@ def test_makefile_says_so_when_python_is_too_old(tmp_path: Path):
 
 def test_console_script_names_a_function():
     module, _, function = PROJECT["project"]["scripts"]["workbench"].partition(":")
-    path = REPO / (module.replace(".", "/") + ".py")
+    path = REPO / module.replace(".", "/") / "__init__.py"
     names = {n.name for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.FunctionDef)}
     assert function in names
 

@@ -9,7 +9,7 @@ from torch.utils.data import SequentialSampler
 
 from workbench.data.tables import Task
 from workbench.models.backbones import load_backbone
-from workbench.training.feed import TRAIN_WINDOWS, ClipSet, EpochOrder, feed, loader, protocol_of
+from workbench.training.feed import TRAIN_WINDOWS, ClipSet, EpochOrder, feed, loader, protocol_of, targets_of
 from workbench.training.predict import merge_views
 from workbench.training.setup import Setup
 
@@ -120,3 +120,8 @@ def test_protocol_of_follows_the_setup(tiny_checkpoint) -> None:
     assert protocol_of(setup, backbone) == replace(
         plain, sampling="fps", fps=6.0, short="wrap", num_clips=4, level="video", fit="pad"
     )
+
+
+def test_targets_of_a_table_without_clips_keep_their_columns(tiny_table) -> None:
+    columns = sum(task.num_targets for task in tiny_table.tasks)
+    assert targets_of(tiny_table.head(0)).shape == (0, columns)

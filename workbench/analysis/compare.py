@@ -140,7 +140,7 @@ def _check_same_clips(task: str, split: str, rows: Mapping[str, TaskRows]) -> No
 def _alike(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """``(n,)``: whether two clips have the same target; of a multilabel task, in every class."""
     same = np.isclose(first, second, rtol=1e-5, atol=1e-8, equal_nan=first.ndim == 2)
-    return np.asarray(same.reshape(len(first), -1).all(1))
+    return np.asarray(same.all(axis=tuple(range(1, same.ndim))))
 
 
 def _compare_task(

@@ -189,7 +189,7 @@ class FeatureSet(Dataset[tuple[Tensor, Tensor]]):
 
 def targets_of(table: ClipTable) -> Tensor:
     """float64 (n, columns), NaN where missing: one column per task, K of a multilabel one."""
-    columns = [table.targets(task.name).reshape(len(table), -1) for task in table.tasks]
+    columns = [table.targets(task.name).reshape(len(table), task.num_targets) for task in table.tasks]
     return torch.from_numpy(np.concatenate(columns, axis=1))
 
 

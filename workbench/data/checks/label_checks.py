@@ -39,7 +39,7 @@ def label_warnings(table: ClipTable, name: str) -> list[str]:
     """Missing labels, classes without a train clip or without one to test on, and imbalance from ten to one."""
     task, warnings = table.task(name), []
     targets, split = table.targets(name), table.frame.split.to_numpy(object)
-    missing = int(np.isnan(targets).reshape(len(table), -1).all(1).sum())
+    missing = int(np.isnan(targets).reshape(len(table), task.num_targets).all(1).sum())
     if missing:
         warnings.append(f"task {name!r}: {missing} clip(s) have no label and are left out of its loss and metrics")
     if task.kind in ("regression", "multilabel"):
