@@ -28,6 +28,20 @@ def texts(fig: go.Figure) -> str:
     return fig.to_json()
 
 
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.figure.Figure]:
+    """The figures that a test saves, as they are saved."""
+    figures: list[matplotlib.figure.Figure] = []
+    save = matplotlib.figure.Figure.savefig
+
+    def keep(self: matplotlib.figure.Figure, *args: Any, **options: Any) -> None:
+        figures.append(self)
+        save(self, *args, **options)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
+    return figures
+
+
 def test_cost_plot_draws_each_run_once_per_cost_with_its_interval(runs: dict[str, StandInRun]) -> None:
     comparison = compare(runs, resamples=50)
     memory = {name: 10.0 * (i + 1) for i, name in enumerate(runs)}
@@ -72,15 +86,7 @@ def test_plots_escape_hostile_names() -> None:
         assert "<script" not in texts(fig) and "<img" not in texts(fig)
 
 
-def test_still_keeps_intervals_log_axes_and_the_line_of_chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[matplotlib.figure.Figure] = []
-    save = matplotlib.figure.Figure.savefig
-
-    def keep(self: matplotlib.figure.Figure, *args: Any, **options: Any) -> None:
-        drawn.append(self)
-        save(self, *args, **options)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
+def test_still_keeps_intervals_log_axes_and_the_line_of_chance(drawn: list[matplotlib.figure.Figure]) -> None:
     still(label_curves(LEVELS, metric="accuracy", chance=0.08))
     (ax,) = drawn[0].axes
     assert ax.get_xscale() == "log"
@@ -90,15 +96,7 @@ def test_still_keeps_intervals_log_axes_and_the_line_of_chance(monkeypatch: pyte
     assert [0.4, 0.7] in np.round(bars, 9).tolist()
 
 
-def test_still_shares_the_scale_of_panels_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[matplotlib.figure.Figure] = []
-    save = matplotlib.figure.Figure.savefig
-
-    def keep(self: matplotlib.figure.Figure, *args: Any, **options: Any) -> None:
-        drawn.append(self)
-        save(self, *args, **options)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
+def test_still_shares_the_scale_of_panels_that_do(drawn: list[matplotlib.figure.Figure]) -> None:
     table = pd.DataFrame({"backbone": ["a", "b"], "logme": [0.1, 0.2], "knn": [0.5, 0.6], "trained": [0.2, 0.9]})
     still(forecast_plot(table))
     first, second = drawn[0].axes
