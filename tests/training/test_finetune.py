@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
+from tests.training.killed import starter
 from workbench.analysis.compare import compare
 from workbench.analysis.errors import errors
 from workbench.analysis.evaluate import evaluate
@@ -352,47 +351,13 @@ def test_load_run_says_what_a_folder_is_not(tmp_path: Path) -> None:
         load_run(tmp_path)
 
 
-SCRIPT = """
-import os, signal, sys
-import workbench.training.loop as loop
-from workbench.data.tables import ClipTable
-from workbench.training.finetune import fine_tune, make_accelerator
-from workbench.training.setup import Setup
-import json
-
-if __name__ == "__main__":
-    record, table, runs, die_after = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-    seen, original = [0], loop.total_loss
-    loop._CHECKPOINT_SECONDS = 0.0  # a checkpoint after every batch
-
-    def counted(*args, **kwargs):
-        seen[0] += 1
-        if seen[0] == die_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **kwargs)
-
-    loop.total_loss = counted
-    fine_tune(Setup.from_json(record), ClipTable.load(table, allow_outside_root=True), runs_dir=runs, device="cpu",
-              workers=1, progress=False)
-"""
-
-
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_fine_tune_killed_and_started_again_ends_with_the_same_weights(
     full_run: Run, tiny_table, runs_dir: Path, tmp_path: Path, accumulation: int
 ) -> None:
     setup = full_run.setup.replace(accumulation=accumulation)
     reference = fine_tune(setup, tiny_table, runs_dir=tmp_path / "unbroken", **QUIET)
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    absolute = tiny_table.frame.assign(path=[str(p) for p in tiny_table.files()])
-    tiny_table._with(absolute, allow_outside_root=True).save(tmp_path / "table")
-    record = json.dumps(setup.to_json())
-
-    def start(die_after: int) -> int:
-        command = [sys.executable, str(script), record, str(tmp_path / "table"), str(runs_dir), str(die_after)]
-        return subprocess.run(command, timeout=300, check=False).returncode
-
+    start = starter(setup, tiny_table, runs_dir, tmp_path)
     # Three batches an epoch: once in the middle of the first epoch (with accumulation between two optimiser steps),
     # once in the middle of the second.
     assert start(4 - accumulation) == -signal.SIGKILL

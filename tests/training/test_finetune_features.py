@@ -1,10 +1,7 @@
 """A frozen strategy trains its head on stored features, through the same loop, to the same run."""
 
-import json
 import logging
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training.killed import starter
 from workbench.data.tables import ClipTable
 from workbench.training.feed import FEATURE_VIEWS, feed, stored_views
 from workbench.training.finetune import fine_tune
@@ -166,44 +164,12 @@ def test_feed_reads_the_plain_train_view_as_val_is_read(tiny_checkpoint: str, ti
     assert data.protocol.decoder in ("decord", "pyav")
 
 
-SCRIPT = """
-import json, os, signal, sys
-import workbench.training.loop as loop
-from workbench.data.tables import ClipTable
-from workbench.training.finetune import fine_tune
-from workbench.training.setup import Setup
-
-if __name__ == "__main__":
-    record, table, runs, die_after = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-    seen, original = [0], loop.total_loss
-    loop._CHECKPOINT_SECONDS = 0.0  # a checkpoint after every batch
-
-    def counted(*args, **kwargs):
-        seen[0] += 1
-        if seen[0] == die_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **kwargs)
-
-    loop.total_loss = counted
-    fine_tune(Setup.from_json(record), ClipTable.load(table, allow_outside_root=True), runs_dir=runs, device="cpu",
-              workers=1, progress=False)
-"""
-
-
 def test_fine_tune_on_features_killed_and_started_again_ends_with_the_same_weights(
     tiny_checkpoint: str, tiny_table: ClipTable, runs_dir: Path, tmp_path: Path
 ) -> None:
     setup = setup_for(tiny_checkpoint, "attentive")
     reference = fine_tune(setup, tiny_table, runs_dir=tmp_path / "unbroken", **QUIET)
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    absolute = tiny_table.frame.assign(path=[str(p) for p in tiny_table.files()])
-    tiny_table._with(absolute, allow_outside_root=True).save(tmp_path / "table")
-
-    def start(die_after: int) -> int:
-        command = [sys.executable, str(script), json.dumps(setup.to_json()), str(tmp_path / "table"), str(runs_dir)]
-        return subprocess.run([*command, str(die_after)], timeout=300, check=False).returncode
-
+    start = starter(setup, tiny_table, runs_dir, tmp_path)
     assert start(3) == -signal.SIGKILL
     assert not list(runs_dir.glob("*/run.json"))
     assert start(10**9) == 0

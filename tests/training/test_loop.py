@@ -101,10 +101,8 @@ def test_train_augments_training_batches_and_never_val(
     assert (used.rand_augment, used.magnitude, used.erasing, used.flip, used.reverse) == (2, 5.0, 0.25, True, True)
 
 
-def test_train_with_everything_on_resumes_to_the_bit(
-    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole_state, whole = train(tiny_checkpoint, tmp_path / "whole", **EVERYTHING)
+def interrupted(monkeypatch: pytest.MonkeyPatch, checkpoint: str, folder: Path, **options: Any) -> None:
+    """Training that stops at the fifth batch, with a checkpoint after every step."""
     count = 0
 
     def stop_at_the_fifth(outputs: dict[str, Tensor], pairing: Any) -> None:
@@ -114,10 +112,17 @@ def test_train_with_everything_on_resumes_to_the_bit(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_CHECKPOINT_SECONDS", -1.0)  # after every step
+        patch.setattr(loop, "_CHECKPOINT_SECONDS", -1.0)
         spied(patch, stop_at_the_fifth)
         with pytest.raises(KeyboardInterrupt):
-            train(tiny_checkpoint, tmp_path / "parts", **EVERYTHING)
+            train(checkpoint, folder, **options)
+
+
+def test_train_with_everything_on_resumes_to_the_bit(
+    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_state, whole = train(tiny_checkpoint, tmp_path / "whole", **EVERYTHING)
+    interrupted(monkeypatch, tiny_checkpoint, tmp_path / "parts", **EVERYTHING)
     parts_state, parts = train(tiny_checkpoint, tmp_path / "parts", **EVERYTHING)
     assert whole_state.step == parts_state.step == 6
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -139,19 +144,7 @@ def test_train_resumes_to_the_bit_with_every_optimiser_and_schedule(
 ) -> None:
     monkeypatch.setattr(optim, "PLATEAU_PATIENCE", -1)  # a plateau after every epoch: its factor has to be remembered
     whole_state, whole = train(tiny_checkpoint, tmp_path / "whole", **options)
-    count = 0
-
-    def stop_at_the_fifth(outputs: dict[str, Tensor], pairing: Any) -> None:
-        nonlocal count
-        count += outputs["side"].requires_grad
-        if count == 5:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_CHECKPOINT_SECONDS", -1.0)
-        spied(patch, stop_at_the_fifth)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny_checkpoint, tmp_path / "parts", **options)
+    interrupted(monkeypatch, tiny_checkpoint, tmp_path / "parts", **options)
     parts_state, parts = train(tiny_checkpoint, tmp_path / "parts", **options)
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
     histories = [pd.DataFrame(state.history).drop(columns="seconds") for state in (whole_state, parts_state)]

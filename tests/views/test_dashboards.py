@@ -1,5 +1,6 @@
 """The dashboards' state and logic, without a browser: what is offered, what is shown, what freezes."""
 
+import dataclasses
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,6 +133,17 @@ def test_attention_view_resets_what_the_next_method_lacks() -> None:
     for trait, odd in (("clip", 2), ("layer", 0), ("method", "x")):
         with pytest.raises(traitlets.TraitError):
             setattr(view, trait, odd)
+
+
+@pytest.mark.parametrize("method", ["gradient_attention", "grad_cam"])
+def test_attention_view_speaks_of_shares_only_where_maps_sum_to_one(method: str) -> None:
+    maps = make_maps("rollout")
+    view = AttentionView(dataclasses.replace(maps, method=method, values=maps.values / 100))
+    shown = view._video.value + str(view.freeze())
+    assert "even share" not in shown and f"brightest: {maps.values.max() / 100:.2g} (" in shown
+    assert "for the output “left”" in shown and "Attention is not an explanation" not in shown
+    assert "What moved the output" in shown and "Where it looked" not in shown
+    assert "Where it looked" in str(AttentionView(maps).freeze())
 
 
 def test_attention_view_caption_tells_method_target_baseline_error_and_caution() -> None:

@@ -22,8 +22,8 @@ METHOD_NAMES = {
     "integrated_gradients": "integrated gradients", "gradient_x_activation": "gradient x activation",
     "grad_cam": "Grad-CAM", "occlusion": "occlusion", "ablation": "ablation", "shapley": "Shapley values",
 }  # fmt: skip
-ATTENTION = ("attention", "rollout", "task_attention", "gradient_attention")
-WHATEVER_THE_CLASS = ATTENTION[:3]
+ATTENTION = ("attention", "rollout", "task_attention")
+"""Methods that say where the model looked, whatever the class; their maps sum to 1 over a clip."""
 CAUTION = {
     True: "Attention is not an explanation: the weights say where tokens were mixed, not what changed the output.",
     False: "An attribution says what moved the output, by its method's own rules; another method or baseline gives "
@@ -52,7 +52,7 @@ def map_caption(maps: Any, clip: int) -> str:
     if maps.task:
         parts.append(f"task {maps.task}")
     target = maps.target[clip] if maps.target is not None and len(maps.target) else None
-    if target is not None and maps.method not in WHATEVER_THE_CLASS:
+    if target is not None and maps.method not in ATTENTION:
         parts.append(f"for the output “{target}”")
     if maps.baseline:
         parts.append(f"baseline {maps.baseline}")
@@ -66,8 +66,8 @@ def map_caption(maps: Any, clip: int) -> str:
 
 def map_legend(maps: Any, scale: tuple[float, float], *, shared: bool) -> str:
     """What the colours stand for; attention sums to 1 over a clip, so it is told in multiples of an even share."""
-    if maps.signed:
-        return scale_note(scale, signed=True, shared=shared)
+    if maps.method not in ATTENTION:
+        return scale_note(scale, signed=maps.signed, shared=shared)
     share = int(np.prod(maps.grid))
     return scale_note((scale[0] * share, scale[1] * share), signed=False, shared=shared, unit=" x an even share")
 
@@ -210,4 +210,5 @@ class AttentionView(ipywidgets.VBox):
         ]
         curve = still(self._curve_figure(), label="heat by frame")
         where = note(f"Mean heat by frame of {self.shown.clip_ids[self.clip]}:")
-        return frozen(f"Where it looked: {self.method}", gallery(players, columns=2), self._caution(), where, curve)
+        title = "Where it looked" if self.shown.method in ATTENTION else "What moved the output"
+        return frozen(f"{title}: {self.method}", gallery(players, columns=2), self._caution(), where, curve)
