@@ -137,6 +137,12 @@ def test_playground_truth_refuses_other_ids() -> None:
             playground_truth(wrong)
 
 
+def test_playground_refuses_a_number_of_workers_that_builds_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="workers=0 must be at least 1"):
+        playground(tmp_path / "pg", clips=60, workers=0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_playground_refuses_sizes_that_do_not_divide(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="clips=61 must be a multiple of 4"):
         playground(tmp_path / "p", clips=61)
@@ -150,9 +156,16 @@ def digest(folder: Path) -> dict[str, str]:
     }
 
 
-def test_playground_is_byte_identical_for_a_seed_whatever_the_workers(small, tmp_path: Path) -> None:
-    again = playground(tmp_path / "again", clips=CLIPS, workers=1, progress=False)
-    assert digest(again.root) == digest(small.root)
+def test_playground_is_byte_identical_for_a_seed_also_from_a_script_without_a_main_guard(small, tmp_path: Path) -> None:
+    script = tmp_path / "plain.py"
+    script.write_text(
+        "import sys, workbench as wb\nprint('main runs')\n"
+        f"print(len(wb.playground(sys.argv[1], clips={CLIPS}, workers=1, progress=False)))\n"
+    )
+    command = [sys.executable, str(script), str(tmp_path / "again")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (0, f"main runs\n{CLIPS}\n"), done.stderr
+    assert digest(tmp_path / "again") == digest(small.root)
     other = module._produce(1, 0, 0)
     assert not np.array_equal(other.pristine, playground_truth("s000-c0").pristine)
 

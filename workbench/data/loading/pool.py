@@ -58,11 +58,8 @@ def check_importable(function: Callable[..., Any]) -> None:
 
 
 class _Process(SpawnProcess):
-    """A spawned process that does not run the parent's main script again.
-
-    Plain spawn does: a script without ``if __name__ == "__main__"`` would start itself over in each child, and one
-    that imports torch would make each child load it.
-    """
+    """Plain spawn runs the parent's main script again: one without ``if __name__ == "__main__"`` would start itself
+    over in each child, and one that imports torch would make each child load it. This process does not."""
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
@@ -80,7 +77,9 @@ class _Process(SpawnProcess):
                 spawn.get_preparation_data = original
 
 
-class _Context(SpawnContext):
+class WithoutMain(SpawnContext):
+    """A multiprocessing context whose processes do not run the parent's main script again."""
+
     Process = _Process
 
 
@@ -186,7 +185,7 @@ class GuardedPool:
                 f"workers={workers} must be at least 1 and time_limit_seconds={time_limit_seconds} above 0"
             )
         self.workers, self.limit = workers, time_limit_seconds
-        self._context = _Context()
+        self._context = WithoutMain()
         self._children: list[_Child] = []
         self._waiting: deque[_Task] = deque()
         self._lock = threading.Lock()

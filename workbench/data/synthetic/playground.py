@@ -14,7 +14,6 @@ import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from tqdm.auto import tqdm
 
 from workbench.data.cache import default_cache_dir
 from workbench.data.clips import read_clip, write_clip
+from workbench.data.loading.pool import WithoutMain
 from workbench.data.synthetic.degrade import DEGRADATIONS, PRISTINE_CRF, degrade
 from workbench.data.synthetic.flash import flash_report
 from workbench.data.synthetic.motions import PLAYGROUND_ACTIONS, Track, camera, track
@@ -262,7 +262,7 @@ def _build(folder: Path, clips: int, seed: int, workers: int, progress: bool) ->
     for split in sorted(set(splits)):
         (folder / split).mkdir(parents=True)
     rows: list[dict[str, object]] = []
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=WithoutMain()) as pool:
         jobs = pool.map(
             _write_scene, [folder] * len(splits), [seed] * len(splits), range(len(splits)), splits, chunksize=2
         )
@@ -294,6 +294,8 @@ def playground(
     """
     if clips % CLIPS_PER_SCENE or clips < 60:
         raise ValueError(f"clips={clips} must be a multiple of {CLIPS_PER_SCENE} and at least 60")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers} must be at least 1, or None: one per core, at most 8")
     home = Path(folder) if folder else default_cache_dir() / f"playground-v{VERSION}-{clips}-seed{seed}"
     if not (home / "clips.parquet").exists():
         home.parent.mkdir(parents=True, exist_ok=True)
