@@ -70,7 +70,7 @@ notebooks: $(STAMP)
 
 # Each benchmarks/*.py but the shared ones is a script that prints its figures and the command and machine that made them.
 SHARED := $(addprefix benchmarks/,results.py repeated.py)
-STUDIES := $(addprefix benchmarks/,strategies.py few_labels.py pretraining.py)
+STUDIES := $(addprefix benchmarks/,strategies.py few_labels.py pretraining.py tml.py screening.py deletion.py)
 bench: $(STAMP)
 	@set -e; for f in $(filter-out $(SHARED) $(STUDIES),$(sort $(wildcard benchmarks/*.py))); do echo "== $$f"; $(BIN)/python $$f $(ARGS); done
 

@@ -29,13 +29,17 @@ from results import write_section
 
 from workbench.analysis.explain import baseline_pixels, explain, integrate_gradients
 from workbench.analysis.explaining.attention import attention_maps
+from workbench.analysis.explaining.looking import token_attention
 from workbench.analysis.explaining.taps import TaskOutput, tapped
 from workbench.analysis.explaining.tubes import tube_numbers
+from workbench.analysis.maps import Maps
 from workbench.data.tables import Task
 from workbench.models.backbones import load_backbone
 from workbench.models.tml import TML
 from workbench.models.tokens import dense_attentions
 from workbench.training.runs import environment
+from workbench.views.side_view import SideBySideView
+from workbench.views.token_view import TokenView
 
 TASK = Task("action", "multiclass", tuple("abcdefghij"))
 STEPS, PERMUTATIONS = 64, 4
@@ -184,6 +188,48 @@ def kept_gb(tokens: int, width: int, layers: int) -> float:
     return (8 * tokens * width * layers + 3 * 2**26) / 2**30
 
 
+def scrubbing(repeats: int) -> pd.DataFrame:
+    """Milliseconds of what the kernel does in a step of a view, at 1568 tokens and 16 frames of 224 px, wall-clock.
+
+    The first visit of a frame draws it, later ones find it kept. A click on a token looks its attention up in a
+    VideoMAE-B with random weights.
+    """
+    rng, grid = np.random.default_rng(0), (8, 14, 14)
+    frames = rng.integers(0, 256, (1, 16, 224, 224, 3), np.uint8)
+    rows: dict[str, list[float]] = {}
+    for count in (1, 4):
+        for _ in range(repeats):
+            view = SideBySideView({
+                f"map {i}": Maps("rollout", "action", ("a",), rng.random((1, *grid), np.float32), False, frames, ("c",))
+                for i in range(count)
+            })  # fmt: skip
+            for visit in ("first visit", "kept"):
+                steps = [*range(1, 16), 0]
+                rows.setdefault(f"scrub, {count} map(s), {visit}", []).extend(timed(view, "frame", steps))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps({"model_type": "videomae"}))
+        record = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(record))
+        run = model_of(load_backbone(folder, weights="random"))
+    tokens = TokenView(token_attention(run, frames, device="cpu", progress=False))
+    rows["click on a token"] = timed(tokens, "column", [1, 12, 3, 9, 5, 0] * repeats)
+    table = {
+        name: {"median ms": np.median(v), "95th percentile": np.percentile(v, 95), "worst": max(v), "steps": len(v)}
+        for name, v in rows.items()
+    }
+    return pd.DataFrame(table).T.round(1)
+
+
+def timed(view: Any, trait: str, values: list[int]) -> list[float]:
+    """Milliseconds to set ``trait`` to each of ``values`` in turn, with all that follows in the kernel."""
+    found = []
+    for value in values:
+        start = time.perf_counter()
+        setattr(view, trait, value)
+        found.append(1000 * (time.perf_counter() - start))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=32)
@@ -201,6 +247,7 @@ def main() -> None:
         "```", against_forward(run, clips, args.repeats).to_string(), "```", "",
         f"### Against Captum by hand (2 clips, {STEPS} steps, {PERMUTATIONS} orders of 8 tubes)", "",
         "```", against_captum(run, clips[:2], args.repeats).to_string(), "```", "",
+        "### A step in the views, at 1568 tokens", "", "```", scrubbing(args.repeats).to_string(), "```", "",
         "### Memory of a rollout, one clip", "", "```", memory().to_string(), "```", "",
         f"V-JEPA 2-L, 64 frames of 256 (8192 tokens, 24 blocks), calculated the same way: "
         f"{kept_gb(8192, 1024, 24):.2f} GB; all weights would be {4 * 24 * 16 * 8192**2 / 2**30:.0f} GB.",

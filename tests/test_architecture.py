@@ -14,7 +14,9 @@ ROOMS = ("data", "models", "training", "analysis", "views")
 MAX_LINES = 350
 DECODERS = {"decord", "av", "torchcodec", "cv2", "imageio", "torchvision"}
 # Reading frames, writing files, and taking stock of a whole file.
-MAY_DECODE = {"workbench.data.decoders", "workbench.data.clips", "workbench.data.checks.survey"}
+MAY_DECODE = {
+    "workbench.data.decoders", "workbench.data.clips", "workbench.data.checks.survey", "workbench.data.streaming"
+}  # fmt: skip
 DRAWING = {"ipywidgets", "plotly", "matplotlib", "anywidget", "seaborn"}
 PICKLERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 FAMILIES = re.compile(

@@ -7,17 +7,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds the two lists together
+    from workbench.analysis.balance_front import balance_front as balance_front
     from workbench.analysis.compare import compare as compare
     from workbench.analysis.errors import errors as errors
     from workbench.analysis.evaluate import evaluate as evaluate
     from workbench.analysis.explain import explain as explain
     from workbench.analysis.explaining.influence import influence as influence
+    from workbench.analysis.explaining.looking import token_attention as token_attention
     from workbench.analysis.faithfulness import explanation_report as explanation_report
     from workbench.analysis.label_study import label_study as label_study
     from workbench.analysis.map_comparison import compare_classes as compare_classes
     from workbench.analysis.map_comparison import compare_maps as compare_maps
+    from workbench.analysis.multitask import multitask_report as multitask_report
+    from workbench.analysis.multitask import task_affinity as task_affinity
     from workbench.analysis.operating_point import choose_threshold as choose_threshold
     from workbench.analysis.operating_point import realised_rate as realised_rate
+    from workbench.analysis.screening import screen as screen
+    from workbench.analysis.timeline import screen_video as screen_video
     from workbench.analysis.transferability import transferability as transferability
     from workbench.data.clips import ClipDecodeError as ClipDecodeError
     from workbench.data.clips import read_clip as read_clip
@@ -29,6 +35,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds 
     from workbench.data.sources.shards import shard_order as shard_order
     from workbench.data.sources.shards import write_shards as write_shards
     from workbench.data.splits import few_labels as few_labels
+    from workbench.data.synthetic.ladder import quality_ladder as quality_ladder
     from workbench.data.synthetic.playground import playground as playground
     from workbench.data.synthetic.playground import playground_example as playground_example
     from workbench.data.synthetic.playground import playground_truth as playground_truth
@@ -40,6 +47,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds 
     from workbench.training.checking.rate_finder import find_lr as find_lr
     from workbench.training.export import export as export
     from workbench.training.finetune import fine_tune as fine_tune
+    from workbench.training.layer_conflict import layer_conflict as layer_conflict
     from workbench.training.predict import predict as predict
     from workbench.training.probing.features import features_of as features_of
     from workbench.training.probing.probes import probes as probes
@@ -51,8 +59,16 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds 
     from workbench.training.sweep import sweep as sweep
     from workbench.views.attention_view import AttentionView as AttentionView
     from workbench.views.comparison_view import ComparisonView as ComparisonView
+    from workbench.views.contact_sheet import ContactSheet as ContactSheet
     from workbench.views.error_view import ErrorView as ErrorView
+    from workbench.views.head_grid import HeadGridView as HeadGridView
+    from workbench.views.map_export import export_maps as export_maps
     from workbench.views.players import ClipPlayer as ClipPlayer
+    from workbench.views.side_view import SideBySideView as SideBySideView
+    from workbench.views.token_view import TokenView as TokenView
+    from workbench.views.tradeoff_view import TradeoffView as TradeoffView
+    from workbench.views.training_plots import conflict_curves as conflict_curves
+    from workbench.views.training_plots import layer_conflict_plot as layer_conflict_plot
 
 __version__ = "0.1.0"
 
@@ -103,6 +119,22 @@ _PUBLIC = {
     "label_sets": "data.tasks",
     "choose_threshold": "analysis.operating_point",
     "realised_rate": "analysis.operating_point",
+    "multitask_report": "analysis.multitask",
+    "task_affinity": "analysis.multitask",
+    "balance_front": "analysis.balance_front",
+    "screen": "analysis.screening",
+    "screen_video": "analysis.timeline",
+    "ContactSheet": "views.contact_sheet",
+    "SideBySideView": "views.side_view",
+    "HeadGridView": "views.head_grid",
+    "TokenView": "views.token_view",
+    "token_attention": "analysis.explaining.looking",
+    "export_maps": "views.map_export",
+    "TradeoffView": "views.tradeoff_view",
+    "quality_ladder": "data.synthetic.ladder",
+    "layer_conflict": "training.layer_conflict",
+    "conflict_curves": "views.training_plots",
+    "layer_conflict_plot": "views.training_plots",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from captum.attr import IntegratedGradients, LayerGradCam, LayerIntegratedGradients
+from captum.attr import LRP, DeepLift, IntegratedGradients, LayerGradCam, LayerIntegratedGradients
 
 from tests.analysis.family_runs import FAMILIES, family_run, hooks_of, random_clips
 from tests.models.tiny import TINY
-from workbench.analysis.explain import baseline_pixels, explain
+from workbench.analysis.explain import baseline_pixels, evaluating, explain
 from workbench.analysis.explaining.gradients import integrate_gradients
 from workbench.analysis.explaining.taps import TaskOutput, check_layer, places, tapped
 
@@ -229,3 +229,16 @@ def test_integrated_gradients_alone_equal_captums_on_pixels(folder):
     )
     maps = explain(run, clips, method="integrated_gradients", layer="pixels", baseline="mean", target=0, **QUIET)
     np.testing.assert_allclose(maps.values.reshape(1, -1), places(by_hand, run.tml.backbone).detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["videomae", "timesformer"])
+def test_captums_deeplift_is_not_complete_and_its_lrp_stops_which_is_why_they_are_not_offered(family, tmp_path):
+    run = family_run(family, tmp_path)
+    output, x = TaskOutput(run.tml, "action"), run.tml.backbone.prepare(random_clips(2))
+    x0 = x.mean((1, 3, 4), keepdim=True).expand_as(x).contiguous()
+    with evaluating(run.tml):
+        found = DeepLift(output).attribute(x, x0, target=1)
+        missed = found.flatten(1).sum(1) - (output(x) - output(x0))[:, 1]
+        assert (missed.abs() / (output(x) - output(x0))[:, 1].abs()).max() > 0.1
+        with pytest.raises(TypeError, match="no rule"):
+            LRP(output).attribute(x, target=1)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from tests.analysis.family_runs import ACTION, SAFETY, family_run, hooks_of, random_clips
 from tests.models.tiny import save
-from workbench.analysis.explaining.influence import influence
+from workbench.analysis.explaining.influence import _Side, influence
 from workbench.data.synthetic.planted import planted_clips
 from workbench.data.tables import Task
 from workbench.models.backbones import load_backbone
@@ -90,19 +90,24 @@ def _mislabelled(labels, share, seed):
     return labels, {f"clip {i}" for i in wrong}
 
 
-def test_suspects_of_a_weak_probe_are_wrong_labels_far_more_often_than_chance(folder):
-    """Random features tell 80 % of held-out clips right, so hard clips compete; 0.60 to 0.85 over ten draws, chance
-    0.05."""
-    hits = []
+def test_suspects_of_a_probe_are_wrong_labels_once_its_penalty_is_chosen_on_clips_held_out(folder):
+    """Random features, a logistic probe. With a penalty of 1e-3 it underfits: mean precision 0.73 over ten draws, 0.60
+    to 0.85. Fitted anew with the penalty that clips held out ask for (no true label is seen): 0.93, 0.85 to 1.00; a
+    head that knows 3600 clips with true labels ranks its wrong labels at 0.90."""
+    hits: list[float] = []
+    underfit: list[float] = []
     for seed in (0, 1):
         planted = planted_clips(400, seed=seed, cues=("colour",))
         run = family_run("vivit", folder, tasks=planted.tasks)
         labels, wrong = _mislabelled(planted.labels["colour"], 0.05, seed + 1)
         _fit(run.tml, planted.frames, labels)
-        suspects = influence(run, planted.frames, planted.frames[:1], train_labels=labels, progress=False).suspects(20)
-        assert isinstance(suspects, pd.DataFrame) and suspects.self_influence.is_monotonic_decreasing
-        hits.append(len(wrong & set(suspects.train_clip)) / 20)
-    assert np.mean(hits) >= 0.5
+        for refit, kept in ((True, hits), (False, underfit)):
+            found = influence(run, planted.frames, planted.frames[:1], train_labels=labels, refit=refit, progress=False)
+            suspects = found.suspects(20)
+            assert isinstance(suspects, pd.DataFrame) and suspects.self_influence.is_monotonic_decreasing
+            assert len(found.penalties) == refit
+            kept.append(len(wrong & set(suspects.train_clip)) / 20)
+    assert min(hits) >= 0.8 and np.mean(hits) > np.mean(underfit)
 
 
 @pytest.mark.slow
@@ -128,6 +133,15 @@ def test_suspects_of_a_trained_model_are_wrong_labels(tmp_path):
     run = SimpleNamespace(model=lambda device: model.eval())
     suspects = influence(run, planted.frames, planted.frames[:1], train_labels=labels, progress=False).suspects(20)
     assert len(wrong & set(suspects.train_clip)) / 20 >= 0.8
+
+
+def test_clips_without_a_label_are_left_out_with_their_groups():
+    side = object.__new__(_Side)
+    side.features, side.labels, side.ids = torch.arange(3.0)[:, None], np.array([0, np.nan, 1]), ("a", "b", "c")
+    side.groups = ["scene 1", "scene 2", "scene 3"]
+    side.keep(~np.isnan(side.labels))
+    assert (side.features[:, 0].tolist(), side.ids, side.groups) == ([0, 2], ("a", "c"), ["scene 1", "scene 3"])
+    assert side.labels.tolist() == [0, 1]
 
 
 def _fit(model, frames, labels):

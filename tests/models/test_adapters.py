@@ -68,6 +68,20 @@ def test_st_adapter_is_its_formula_token_by_token():
         torch.testing.assert_close(out[b, t, h, w], by_hand, atol=1e-5, rtol=1e-5)
 
 
+def test_st_adapter_has_the_same_gradients_in_bfloat16():
+    """On CPUs that have bfloat16, PyTorch's gradient of a convolution over permuted tokens is off by its own size."""
+    torch.manual_seed(0)
+    for _ in range(20):
+        adapter, x, slope = STAdapter(48, 8), torch.randn(3, 2, 4, 4, 48), torch.randn(3, 2, 4, 4, 48)
+        nn.init.normal_(adapter.up.weight)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = adapter(x)
+        found = torch.autograd.grad((out.float() * slope).sum(), list(adapter.parameters()))
+        wanted = torch.autograd.grad((adapter(x) * slope).sum(), list(adapter.parameters()))
+        for ours, exact in zip(found, wanted, strict=True):
+            assert (ours - exact).abs().max() < 0.05 * exact.abs().max()
+
+
 def test_st_adapter_starts_as_nothing():
     assert torch.equal(STAdapter(5, 4)(torch.randn(1, 2, 2, 2, 5)), torch.zeros(1, 2, 2, 2, 5))
 

@@ -18,7 +18,7 @@ from workbench.training.setup import Setup
 
 if __name__ == "__main__":
     record, table, runs, die_after = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-    seen, original = [0], loop.total_loss
+    seen, original = [0], loop.task_losses
     loop._CHECKPOINT_SECONDS = 0.0  # a checkpoint after every batch
 
     def counted(*args, **kwargs):
@@ -27,7 +27,7 @@ if __name__ == "__main__":
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
 
-    loop.total_loss = counted
+    loop.task_losses = counted
     fine_tune(Setup.from_json(record), ClipTable.load(table, allow_outside_root=True), runs_dir=runs, device="cpu",
               workers=1, progress=False)
 """

@@ -117,7 +117,8 @@ def test_sum_equals_an_ordinary_backward_bit_by_bit(build: Callable[..., TML], h
     wanted = ordinary(model)
     found, step = run(model, "sum")
     assert all(torch.equal(found[n], wanted[n]) for n in wanted)
-    assert step.weights.tolist() == [1, 1, 1] and float(step.total) == pytest.approx(sum(step.losses.tolist()))
+    assert step.weights.tolist() == [1, 1, 1]
+    assert step.losses.tolist() == [loss.item() for loss in losses_of(model, all_labels()).values()]
 
 
 @pytest.mark.parametrize("head", ["mean", "query"])
@@ -346,12 +347,5 @@ def test_state_dict_lets_a_resumed_balance_go_on_as_an_unbroken_one(spec: str) -
     assert some_steps(after, 4, 8) == unbroken[4:]
 
 
-def test_numbers_name_every_task_and_pair(build: Callable[..., TML]) -> None:
-    _, step = run(build(), "sum", measure=True)
-    line = step.numbers()
-    assert set(line) == (
-        {f"{what}_{t}" for what in ("loss", "weight", "norm") for t in NAMES}
-        | {"cosine_action_safety", "cosine_action_quality", "cosine_safety_quality"}
-    )
-    assert all(-1 <= line[k] <= 1 for k in line if k.startswith("cosine"))
+def test_every_method_is_one_of_two_kinds() -> None:
     assert set(SCALARIZERS).isdisjoint(AGGREGATORS)

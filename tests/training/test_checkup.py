@@ -164,6 +164,11 @@ def test_a_head_that_is_frozen_or_cut_off_or_has_no_rate(tiny_checkpoint: str, t
     assert "has not moved in 5 steps" in found[1].message
 
 
+def test_a_task_that_the_setup_leaves_out_is_no_finding(tiny_checkpoint: str, tmp_path: Path) -> None:
+    found = train(tiny_checkpoint, tmp_path, balance="static:red=0", epochs=3)
+    assert not [f for f in found if f.about == "red"]
+
+
 def test_a_head_that_reads_zeros_gets_a_gradient_of_zero(tiny_checkpoint: str, tmp_path: Path) -> None:
     def kill(model: TML) -> None:
         nn.init.zeros_(model.backbone.norm.weight)

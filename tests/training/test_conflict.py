@@ -32,9 +32,8 @@ def test_conflict_cosines_and_norms_by_hand() -> None:
     # gradients (3, 0), (-4, 4), (0, 0)
     found = Conflict(("a", "b", "c"), torch.tensor([[9.0, -12, 0], [-12, 32, 0], [0, 0, 0]]))
     assert found.norms.tolist() == pytest.approx([3, 32**0.5, 0])
-    line = found.numbers()
-    assert line["cosine_a_b"] == pytest.approx(-(0.5**0.5)) and line["norm_a"] == 3
-    assert line["cosine_a_c"] != line["cosine_a_c"]  # NaN: no direction
+    assert found.cosines[0, 1].item() == pytest.approx(-(0.5**0.5)) and found.cosines[0, 0] == 1
+    assert found.cosines[0, 2].isnan()  # no direction
 
 
 def test_conflict_by_layer_equals_gradients_taken_one_by_one(model: TML) -> None:

@@ -69,7 +69,7 @@ def test_a_run_holds_only_what_trained_and_predicts_the_same_again(runs, tiny_ta
 def test_an_interrupted_run_ends_with_the_same_weights(runs, tiny_table, runs_dir, monkeypatch, spelled):
     reference = runs(spelled)
     monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", 0.0)
-    original, seen = loop.total_loss, [0]
+    original, seen = loop.task_losses, [0]
 
     def interrupted(*args: Any, **options: Any) -> Any:
         seen[0] += 1
@@ -77,7 +77,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(runs, tiny_table, runs_di
             raise KeyboardInterrupt
         return original(*args, **options)
 
-    monkeypatch.setattr(loop, "total_loss", interrupted)
+    monkeypatch.setattr(loop, "task_losses", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fine_tune(reference.setup, tiny_table, runs_dir=runs_dir, **QUIET)
     again = fine_tune(reference.setup, tiny_table, runs_dir=runs_dir, **QUIET)

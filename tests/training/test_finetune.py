@@ -18,6 +18,7 @@ from workbench.analysis.errors import errors
 from workbench.analysis.evaluate import evaluate
 from workbench.data.tables import ClipTable, Task
 from workbench.data.tasks import label_sets
+from workbench.models.tml import QueryHead
 from workbench.training.finetune import fine_tune, make_accelerator, setup_label
 from workbench.training.loop import epoch_row, rate
 from workbench.training.predict import predict, predict_table
@@ -114,14 +115,14 @@ def test_fine_tune_shuffles_anew_in_every_epoch_and_misses_no_clip(
     from workbench.training import loop
 
     seen: list[float] = []
-    original = loop.total_loss
+    original = loop.task_losses
 
     def spied(tasks, outputs, targets, *args, **options):
         if outputs["speed"].requires_grad:  # training, not validation
             seen.extend(targets[:, 0].tolist())
         return original(tasks, outputs, targets, *args, **options)
 
-    monkeypatch.setattr(loop, "total_loss", spied)
+    monkeypatch.setattr(loop, "task_losses", spied)
     # The label is the clip's own number, so that it tells which clip came when.
     numbered = tiny_table._with(tiny_table.frame.assign(speed=np.arange(32.0)))
     fine_tune(setup_for(tiny_checkpoint, tasks=("speed",)), numbered, runs_dir=runs_dir, **QUIET)
@@ -456,3 +457,52 @@ def test_fine_tune_says_what_has_no_effect(
     caplog.clear()
     fine_tune(setup_for(tiny_checkpoint, epochs=1, strategy="linear", label_smoothing=0.1), tiny_table, **options)
     assert "does nothing" not in caplog.text
+
+
+def test_fine_tune_of_a_decoder_with_a_balance_writes_what_it_did_and_reads_back(
+    tiny_checkpoint, tiny_table, runs_dir: Path
+) -> None:
+    setup = setup_for(
+        tiny_checkpoint, head="query", decoder_layers=2, task_attention=False, balance="upgrad", measure_conflict=1
+    )
+    run = fine_tune(setup, tiny_table, runs_dir=runs_dir, **QUIET)
+    assert run.name == "full-query-decoder2-apart-upgrad@tokens"
+    assert run.setup.balance == "upgrad@tokens" and run.setup.head == "query"
+    model = run.model()
+    assert isinstance(model.head, QueryHead)
+    assert [block.self_attention for block in model.head.blocks] == [None, None]
+    columns = [name for name in run.history if name.startswith(("loss_", "weight_", "norm_", "cosine_"))]
+    assert len(columns) == 3 * 3 + 3 and run.history[columns].notna().all(axis=None)
+    said = predict_table(run, tiny_table, split="test", device="cpu")
+    stored = run.predictions.query("split == 'test'")
+    assert np.array_equal(said.prediction, stored.prediction)
+
+
+def test_fine_tune_refuses_a_balance_that_cannot_be_before_it_decodes(
+    tiny_checkpoint, tiny_table, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workbench.training import balance_spec, finetune
+
+    monkeypatch.setattr(finetune, "feed", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="weighs the task 'safety'; there are"):
+        fine_tune(setup_for(tiny_checkpoint, balance="static:safety=2"), tiny_table, runs_dir=runs_dir, **QUIET)
+    for options in ({"balance": "mgda"}, {"measure_conflict": 5}):
+        with pytest.raises(ValueError, match="compile_model=True fuses; leave one of them"):
+            fine_tune(setup_for(tiny_checkpoint, **options), tiny_table, runs_dir=runs_dir, compile_model=True, **QUIET)
+    monkeypatch.setattr(balance_spec, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"balance='nash' needs cvxpy and ecos"):
+        fine_tune(setup_for(tiny_checkpoint, balance="nash"), tiny_table, runs_dir=runs_dir, **QUIET)
+
+
+def test_fine_tune_says_what_has_no_effect_on_one_task_or_a_head_without_a_decoder(
+    tiny_checkpoint, tiny_table, caplog: pytest.LogCaptureFixture
+) -> None:
+    from workbench.training.finetune import _say_idle
+
+    setup = setup_for(tiny_checkpoint, balance="dwa", task_sampling="balanced", decoder_layers=2)
+    _say_idle(setup.replace(head="query"), tiny_table)
+    assert not caplog.records
+    _say_idle(setup, tiny_table.with_tasks("bright"))
+    assert "balance='dwa:2' has nothing to compare: 'bright' is the only task" in caplog.text
+    assert "task_sampling='balanced' has nothing to compare" in caplog.text
+    assert "decoder_layers=2 does nothing: head='mean' has no decoder" in caplog.text

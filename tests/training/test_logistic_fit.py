@@ -52,6 +52,18 @@ def test_fit_logistic_of_a_scale_that_is_no_logistic_is_no_worse_than_a_straight
     assert stats.pearsonr(logistic(x, curve), y).statistic > stats.pearsonr(x, y).statistic - 1e-4
 
 
+@pytest.mark.parametrize("seed", [1, 2, 26, 27, 28, 38, 47, 56])
+def test_fit_logistic_of_hardly_any_relation_leaves_no_more_error_than_scipys(seed: int) -> None:
+    """The correlations can be 1e-5 apart here: the curve is nearly straight, and SciPy's search ends first."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=int(rng.integers(40, 300)))
+    y = 0.1 * x + rng.normal(size=len(x))
+    curve = fit_logistic(x, y)
+    assert curve is not None
+    ours, theirs = (((mapped - y) ** 2).sum() for mapped in (logistic(x, curve), by_scipy(x, y)))
+    assert ours <= theirs * (1 + 1e-6)
+
+
 @pytest.mark.parametrize(("x", "y"), [([], []), ([1.0, 1.0], [0.0, 1.0]), ([0.0, 1.0], [2.0, 2.0])])
 def test_fit_logistic_without_spread_is_none(x: list[float], y: list[float]) -> None:
     assert fit_logistic(np.array(x), np.array(y)) is None

@@ -48,7 +48,7 @@ def train(
     checkpoint: str, folder: Path, *, tasks: tuple[Task, ...] = (SIDE, BRIGHT), reverse: bool = False, **options: Any
 ) -> tuple[loop.Progress, dict[str, Tensor]]:
     """Ten training clips of 24 frames at 36 px, two val clips; batches of 4, 4 and 2."""
-    setup = Setup(backbone=checkpoint, epochs=2, batch_size=4, precision="fp32", **options)
+    setup = Setup(**({"backbone": checkpoint, "epochs": 2, "batch_size": 4, "precision": "fp32"} | options))
     data = Feed(
         train=decoded(10, 36, 24, tasks), val=decoded(2, 32, 8, tasks), val_views=decoded(2, 32, 8, tasks), test=None,
         protocol=Protocol(num_frames=8, size_px=32),
@@ -62,13 +62,13 @@ def train(
 
 def spied(monkeypatch: pytest.MonkeyPatch, seen: Callable[..., None]) -> None:
     """``seen(outputs, pairing)`` at every loss."""
-    original = loop.total_loss
+    original = loop.task_losses
 
-    def spy(tasks: Any, outputs: Any, targets: Any, *args: Any, **named: Any) -> Tensor:
+    def spy(tasks: Any, outputs: Any, targets: Any, *args: Any, **named: Any) -> dict[str, Tensor]:
         seen(outputs, named.get("pairing"))
         return original(tasks, outputs, targets, *args, **named)
 
-    monkeypatch.setattr(loop, "total_loss", spy)
+    monkeypatch.setattr(loop, "task_losses", spy)
 
 
 def test_train_mixes_training_batches_and_never_val(
@@ -137,6 +137,12 @@ def test_train_with_everything_on_resumes_to_the_bit(
         {"optimizer": "adam", "schedule": "plateau", "ema": 0.9},
         {"schedule": "constant", "drop_path": 0.5, "loss": "focal", "class_weights": "balanced"},
         {"strategy": "lora:2", "ema": 0.5, "loss": "logit_adjusted", "accumulation": 2},
+        {"head": "query", "measure_conflict": 2},
+        {"head": "query", "balance": "uncertainty"},
+        {"balance": "random", "task_sampling": "balanced"},
+        {"head": "query", "balance": "gradnorm", "accumulation": 2},
+        {"head": "query", "balance": "pcgrad@tokens", "mixup": 0.8},
+        {"strategy": "attentive", "feature_views": 0, "balance": "mgda@weights"},
     ],
 )
 def test_train_resumes_to_the_bit_with_every_optimiser_and_schedule(
@@ -151,18 +157,129 @@ def test_train_resumes_to_the_bit_with_every_optimiser_and_schedule(
     pd.testing.assert_frame_equal(*histories, check_exact=True)
 
 
+SGD: dict[str, Any] = {
+    "optimizer": "sgd", "lr": 0.1, "head_lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant",
+    "warmup": 0.0, "clip_norm": 1e6,
+}  # fmt: skip
+
+
+def test_train_with_a_balance_of_epochs_resumes_between_them(
+    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer: dict[str, Any] = {"balance": "dwa:0.5", "epochs": 4, "head": "query", "lr": 1e-2, "head_lr": 1e-2}
+    whole = train(tiny_checkpoint, tmp_path / "whole", **longer)[0]
+    original = loop.Joint.end_epoch
+    ends: list[int] = []
+
+    def third(self: Any) -> Any:
+        ends.append(1)
+        if len(ends) == 3:
+            raise KeyboardInterrupt
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Joint, "end_epoch", third)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_checkpoint, tmp_path / "parts", **longer)
+    parts = train(tiny_checkpoint, tmp_path / "parts", **longer)[0]
+    histories = [pd.DataFrame(state.history).drop(columns="seconds") for state in (whole, parts)]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    assert whole.history[1]["weight_side"] == 1 != whole.history[2]["weight_side"]  # two epochs make a pace
+
+
+def test_train_with_a_task_of_weight_zero_is_training_without_it(tiny_checkpoint: str, tmp_path: Path) -> None:
+    alone = train(tiny_checkpoint, tmp_path / "alone", tasks=(SIDE,), **SGD)[1]
+    both = train(tiny_checkpoint, tmp_path / "both", balance="static:bright=0", **SGD)[1]
+    for name, value in alone.items():
+        torch.testing.assert_close(both[name], value, rtol=1e-5, atol=1e-7)
+    doubled = train(tiny_checkpoint, tmp_path / "two", tasks=(SIDE,), balance="static:side=2", **SGD)[1]
+    faster = train(tiny_checkpoint, tmp_path / "fast", tasks=(SIDE,), **(SGD | {"lr": 0.2, "head_lr": 0.2}))[1]
+    for name, value in faster.items():
+        torch.testing.assert_close(doubled[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_train_learns_the_uncertainties_but_keeps_them_out_of_the_weights(tiny_checkpoint: str, tmp_path: Path) -> None:
+    state, kept = train(tiny_checkpoint, tmp_path, balance="uncertainty", head_lr=0.01)
+    last = state.history[-1]
+    assert last["weight_side"] != 1 != last["weight_bright"]
+    assert not [name for name in kept if "variances" in name]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("balance", ["upgrad@tokens", "upgrad@weights", "sum"])
+def test_train_notes_losses_weights_and_conflict_of_each_epoch(
+    tiny_checkpoint: str, tmp_path: Path, balance: str, precision: str
+) -> None:
+    state, _ = train(tiny_checkpoint, tmp_path, balance=balance, measure_conflict=1, precision=precision, head="query")
+    for line in state.history:
+        names = {f"{what}_{task}" for what in ("loss", "weight", "norm") for task in ("side", "bright")}
+        assert names | {"cosine_side_bright"} == {n for n in line if n.startswith(("loss_", "weight_", "norm", "cos"))}
+        assert -1 <= line["cosine_side_bright"] <= 1 and line["norm_side"] > 0
+    assert "loss_side" not in loop.epoch_row(state.history) and "val_side" in loop.epoch_row(state.history[:1])
+
+
+def test_train_of_one_task_notes_nothing_more(tiny_checkpoint: str, tmp_path: Path) -> None:
+    state, _ = train(tiny_checkpoint, tmp_path, tasks=(SIDE,))
+    assert list(state.history[0]) == [
+        "epoch", "step", "lr", "train_loss", "val_loss", "val_side", "val_score", "seconds"
+    ]  # fmt: skip
+
+
+def test_train_goes_on_from_a_checkpoint_of_before_there_was_a_balance(
+    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tiny_checkpoint, tmp_path / "whole")[1]
+    interrupted(monkeypatch, tiny_checkpoint, tmp_path / "parts")
+    path = tmp_path / "parts" / "checkpoint" / "state.pt"
+    content = torch.load(path, weights_only=True)
+    del content["joint"]
+    torch.save(content, path)
+    parts = train(tiny_checkpoint, tmp_path / "parts")[1]
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_train_shows_each_task_as_often_when_sampling_is_balanced(
+    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[dict[str, int]] = []
+    original = loop.labelled_clips
+
+    def spy(*args: Any) -> dict[str, int]:
+        counts.append(original(*args))
+        return counts[-1]
+
+    monkeypatch.setattr(loop, "labelled_clips", spy)
+    for sampling, wanted in (("proportional", (10, 5)), ("balanced", (10, 9.5))):  # half of the clips have no "bright"
+        counts.clear()
+        train(tiny_checkpoint, tmp_path / sampling, task_sampling=sampling)
+        means = tuple(sum(batch[task] for batch in counts) / 2 for task in ("side", "bright"))
+        assert means == pytest.approx(wanted, abs=0.6)
+
+
 def test_train_takes_the_mean_of_the_batches_of_a_step_also_where_an_epoch_ends_in_one(
     tiny_checkpoint: str, tmp_path: Path
 ) -> None:
-    plain: dict[str, Any] = {
-        "optimizer": "sgd", "lr": 0.1, "head_lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant",
-        "warmup": 0.0, "clip_norm": 1e6,
-    }  # fmt: skip
     # An epoch has three batches: they make one step, whether three are asked for or more.
-    (state, three), (_, eight) = (train(tiny_checkpoint, tmp_path / str(n), accumulation=n, **plain) for n in (3, 8))
+    (state, three), (_, eight) = (train(tiny_checkpoint, tmp_path / str(n), accumulation=n, **SGD) for n in (3, 8))
     assert state.step == 2
     for name, value in three.items():
         torch.testing.assert_close(eight[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("accumulation", "shares"), [(1, [1, 1, 1]), (2, [2, 2, 1]), (8, [3, 3, 3])])
+def test_train_divides_by_the_batches_that_go_into_a_step(
+    tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulation: int, shares: list[int]
+) -> None:
+    given: list[int] = []
+    original = loop.Joint.backward
+
+    def spy(self: Any, losses: Any, labelled: Any, seen: Any, step: int, accumulation: int) -> Any:
+        given.append(accumulation)
+        return original(self, losses, labelled, seen, step, accumulation)
+
+    monkeypatch.setattr(loop.Joint, "backward", spy)
+    train(tiny_checkpoint, tmp_path, epochs=1, accumulation=accumulation)
+    assert given == shares
 
 
 def test_patience_is_for_a_score_that_does_not_rise() -> None:
@@ -256,8 +373,12 @@ def test_train_stops_before_a_step_that_would_spoil_the_weights(
     tiny_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
-    original = loop.total_loss
-    monkeypatch.setattr(loop, "total_loss", lambda *a, **k: original(*a, **k) * (math.nan if len(steps) == 2 else 1))
+    original = loop.task_losses
+    monkeypatch.setattr(
+        loop,
+        "task_losses",
+        lambda *a, **k: {t: v * (math.nan if len(steps) == 2 else 1) for t, v in original(*a, **k).items()},
+    )
     monkeypatch.setattr(loop.Schedule, "apply", lambda self, optimizer, step: steps.append(step))
     with pytest.raises(FloatingPointError, match="the loss became nan in epoch 1, batch 2; lower lr"):
         train(tiny_checkpoint, tmp_path)

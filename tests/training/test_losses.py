@@ -8,10 +8,12 @@ from workbench.training.losses import (
     Criterion,
     criterion_of,
     decide,
+    labelled_clips,
     mixed_loss,
     parse_loss,
     standardisation,
     task_loss,
+    task_losses,
     total_loss,
 )
 
@@ -268,3 +270,23 @@ def test_total_loss_of_a_multilabel_task_is_binary_cross_entropy_over_the_known_
     assert (outputs["tags"].grad == 0).tolist() == [[False, False], [True, False], [True, True]]
     predicted, probabilities = decide(tags, outputs["tags"], STANDARD)
     assert predicted.tolist() == [1.0, 0.0, 0.0] and probabilities[1] == [0.5, 0.5]
+
+
+def test_total_loss_is_the_sum_of_the_task_losses() -> None:
+    outputs = {"action": torch.randn(4, 3), "flag": torch.randn(4), "score": torch.randn(4)}
+    targets = torch.tensor([[0, 1, 2.0], [NAN, 0, 1.0], [2, NAN, 0.5], [1, 1, NAN]])
+    losses = task_losses((ACTION, FLAG, SCORE), outputs, targets, STANDARD)
+    assert list(losses) == [ACTION.name, FLAG.name, SCORE.name]
+    assert torch.equal(total_loss((ACTION, FLAG, SCORE), outputs, targets, STANDARD), sum(losses.values()))
+
+
+def test_labelled_clips_counts_a_mixed_clip_by_both_sides() -> None:
+    tags = Task("tags", "multilabel", ("a", "b"))
+    nan = NAN
+    #                          action flag score tags
+    targets = torch.tensor([[0, nan, 2.0, nan, 1], [nan, nan, nan, nan, nan], [2, nan, 0.5, nan, nan]])
+    tasks = (ACTION, FLAG, SCORE, tags)
+    assert list(labelled_clips(tasks, targets).values()) == [2, 0, 2, 1]
+    # clip 0 with 1, 1 with 2, 2 with 0: every mix shows a labelled clip; only the last has two values
+    pairing = Pairing(torch.tensor([1, 2, 0]), 0.3)
+    assert list(labelled_clips(tasks, targets, pairing).values()) == [3, 0, 1, 2]

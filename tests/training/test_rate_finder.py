@@ -103,6 +103,16 @@ def test_find_lr_sees_the_loss_explode(tiny_checkpoint: str, tiny_table: ClipTab
     assert frame.loss[worst] > 3 * frame.loss[0] and frame.factor[worst] > 10
 
 
+def test_find_lr_takes_the_steps_of_the_setups_balance(tiny_checkpoint: str, tiny_table: ClipTable) -> None:
+    tasks: dict[str, Any] = {"tasks": ("direction", "bright"), "augment": False}
+    plain, alone, joined = (
+        sweep(tiny_checkpoint, tiny_table, balance=balance, **tasks).frame.loss.to_numpy()[:30]
+        for balance in ("sum", "static:bright=0", "pcgrad")
+    )
+    assert plain[0] == alone[0] == joined[0]  # the number is the plain sum, whatever the step
+    assert not np.allclose(plain, alone, rtol=1e-3) and not np.allclose(plain, joined, rtol=1e-5)
+
+
 def test_find_lr_sweeps_the_head_alone_where_the_backbone_is_frozen(
     tiny_checkpoint: str, tiny_table: ClipTable
 ) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 from typing import Any
@@ -31,6 +32,60 @@ def test_setup_spells_the_loss_out() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("given", "spelled"),
+    [("dwa", "dwa:2"), ("upgrad", "upgrad@tokens"), ("static: b=2,a=0.50", "static:b=2,a=0.5"), ("sum", "sum")],
+)
+def test_setup_spells_the_balance_out(given: str, spelled: str) -> None:
+    setup = Setup(balance=given, tasks=("a", "b"))
+    assert setup.balance == spelled and setup.replace() == setup
+    assert Setup.from_json(json.loads(json.dumps(setup.to_json()))) == setup
+
+
+def test_setup_refuses_a_weight_of_a_task_that_it_does_not_learn() -> None:
+    assert Setup(balance="static:c=2").balance == "static:c=2"  # its tasks are not known yet
+    with pytest.raises(ValueError, match=re.escape("weighs the task 'c'; there are ['a', 'b']")):
+        Setup(balance="static:c=2", tasks=("a", "b"))
+
+
+def test_setup_of_a_run_can_be_read_where_its_solver_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.training import balance_spec
+
+    monkeypatch.setattr(balance_spec, "find_spec", lambda name: None)
+    assert Setup.from_json({"balance": "nash@tokens"}).balance == "nash@tokens"
+
+
+def test_setup_gives_a_probe_no_head_but_its_own() -> None:
+    assert Setup(strategy="attentive", head="query").head == "query"
+    with pytest.raises(ValueError, match="head='query', but strategy='linear' is a probe with head='mean'"):
+        Setup(strategy="linear", head="query")
+
+
+@pytest.mark.parametrize("option", [{"balance": "upgrad"}, {"balance": "gradnorm"}, {"measure_conflict": 2}])
+def test_setup_compares_no_gradients_before_a_frozen_encoder(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="freezes the encoder: nothing before its tokens trains"):
+        Setup(strategy="attentive", **option)
+    assert Setup(strategy="attentive", balance="upgrad@weights").balance == "upgrad@weights"
+    with pytest.raises(ValueError, match="under strategy='linear' the tasks share nothing that trains"):
+        Setup(strategy="linear", balance="upgrad@weights")
+
+
+def test_setup_names_what_compares_gradients_before_a_frozen_encoder() -> None:
+    with pytest.raises(ValueError, match="^measure_conflict=2 compares .* or measure_conflict=0$"):
+        Setup(strategy="attentive", measure_conflict=2)
+    # A balance at the weights measures at each step, where it can.
+    assert Setup(strategy="attentive", balance="pcgrad@weights", measure_conflict=2).measure_conflict == 2
+
+
+def test_setup_of_an_older_run_is_read_and_keeps_its_fingerprint() -> None:
+    # written before heads and balances were fields
+    later = ("head", "decoder_layers", "task_attention", "balance", "task_sampling", "measure_conflict")
+    old = {name: value for name, value in Setup(tasks=("a",), lr=1e-3).to_json().items() if name not in later}
+    read = Setup.from_json(old)
+    assert (read.head, read.balance, read.decoder_layers, read.task_attention) == (None, "sum", 1, True)
+    assert read.fingerprint() == hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def test_setup_wants_only_the_rates_that_sgd_uses() -> None:
     assert Setup(strategy="linear", optimizer="sgd", head_lr=0.1).rates == (0.0, 0.1)
     with pytest.raises(ValueError, match="needs lr: the defaults"):
@@ -48,7 +103,8 @@ def test_setup_fingerprint_changes_with_every_field() -> None:
         {"short": "wrap"}, {"test_clips": 2}, {"test_crops": 3}, {"decoder": "pyav"}, {"precision": "fp32"},
         {"seed": 1}, {"num_frames": 8}, {"size_px": 32}, {"optimizer": "adam"}, {"betas": (0.9, 0.99)},
         {"momentum": 0.5}, {"schedule": "plateau"}, {"ema": 0.9}, {"loss": "focal"}, {"class_weights": "balanced"},
-        {"drop_path": 0.1}, {"strategy": "linear", "feature_views": 1},
+        {"drop_path": 0.1}, {"strategy": "linear", "feature_views": 1}, {"head": "query"}, {"decoder_layers": 2},
+        {"task_attention": False}, {"balance": "dwa"}, {"task_sampling": "balanced"}, {"measure_conflict": 4},
     ]  # fmt: skip
     assert {field for change in changes for field in change} == set(base.to_json()), "a field is missing from this test"
     prints = {base.replace(**change).fingerprint() for change in changes} | {base.fingerprint()}
@@ -82,6 +138,18 @@ def test_setup_fingerprint_changes_with_every_field() -> None:
         ("betas", 0.9, "betas=0.9 must be two numbers"),
         ("ema", 1.0, "ema=1.0 must lie between 0 and 0.99999"),
         ("drop_path", 1.0, "drop_path=1.0 must lie between 0 and 0.9"),
+        ("head", "cls", "head='cls' is not one of None, mean, query"),
+        ("decoder_layers", 0, "decoder_layers=0 must be a whole number of at least 1"),
+        ("task_attention", 1, "task_attention=1 must be True or False"),
+        ("balance", "mean", "balance='mean' is not known; use one of sum, static"),
+        ("balance", None, "balance=None is not known"),
+        ("balance", "static:a=-1", "write static:<task>=<weight>"),
+        ("task_sampling", "even", "task_sampling='even' is not one of proportional, balanced"),
+        (
+            "measure_conflict",
+            -1,
+            "measure_conflict=-1 must be a whole number of at least 0 (steps between measurements",
+        ),
         ("loss", "hinge", "loss='hinge' is not known; use ce, focal:2, logit_adjusted:1"),
         ("loss", "focal:-1", "loss='focal:-1': '-1' is no number from 0 to 100"),
         ("loss", "ce:1", "loss='ce:1' is not known"),

@@ -12,7 +12,14 @@ from workbench.training.checking.rate_finder import curve_of
 from workbench.training.setup import Setup
 from workbench.views import training_plots
 from workbench.views.still import still
-from workbench.views.training_plots import LiveCurves, findings_html, rate_plot, training_curves
+from workbench.views.training_plots import (
+    LiveCurves,
+    conflict_curves,
+    findings_html,
+    layer_conflict_plot,
+    rate_plot,
+    training_curves,
+)  # fmt: skip
 
 HISTORY = pd.DataFrame({
     "epoch": [1, 2, 3], "step": [5, 10, 15], "lr": [1e-3] * 3, "train_loss": [2.0, 1.5, 1.2],
@@ -92,3 +99,42 @@ def test_live_curves_draw_once_and_then_update(monkeypatch: pytest.MonkeyPatch, 
     live(HISTORY[:2])
     live(HISTORY)
     assert drawn == ["display<div", "update<div"] and live.figure.data[0].y == (2.0, 1.5, 1.2)
+
+
+TOGETHER = pd.DataFrame({
+    "epoch": [1, 2], "loss_a": [2.0, 1.0], "loss_b": [0.7, 0.6], "loss_<img src=x>": [1.0, 0.9],
+    "weight_a": [1.0, 1.2], "weight_b": [1.0, 0.8], "weight_<img src=x>": [1.0, 1.0], "norm_a": [0.5, 0.4],
+    "norm_b": [0.1, 0.2], "norm_<img src=x>": [0.1, np.nan], "cosine_a_b": [-0.5, 0.25],
+    "cosine_a_<img src=x>": [0.1, np.nan], "cosine_b_<img src=x>": [0.0, 0.3],
+})  # fmt: skip
+
+
+def test_conflict_curves_draw_each_number_in_its_panel() -> None:
+    fig = conflict_curves(TOGETHER)
+    drawn = {(trace.name, trace.yaxis): list(trace.y) for trace in fig.data}
+    assert drawn["a", "y"] == [2.0, 1.0] and drawn["b", "y2"] == [1.0, 0.8] and drawn["a", "y3"] == [0.5, 0.4]
+    assert drawn["a and b", "y4"] == [-0.5, 0.25] and drawn["a and &lt;img src=x&gt;", "y4"] == [0.1, None]
+    assert len(drawn) == 12
+    shown = [trace.name for trace in fig.data if trace.showlegend]
+    assert len(shown) == len(set(shown)) == 6  # tasks and pairs, each once
+    assert "<img" not in fig.to_json().replace("\\u003c", "<")
+    assert ">a and b<" in still(fig)
+
+
+def test_conflict_curves_leave_out_what_was_not_measured() -> None:
+    unmeasured = TOGETHER.assign(**{c: np.nan for c in TOGETHER if c.startswith(("norm_", "cosine_"))})
+    for history in (unmeasured, TOGETHER[[c for c in TOGETHER if not c.startswith(("norm_", "cosine_"))]]):
+        fig = conflict_curves(history)
+        assert {trace.yaxis for trace in fig.data} == {"y", "y2"} and len(fig.data) == 6
+        assert [note.text for note in fig.layout.annotations] == ["training loss", "weight"]
+    assert conflict_curves(HISTORY).layout.annotations[-1].text == "one task only: nothing to compare"
+    assert conflict_curves(pd.DataFrame()).layout.annotations[-1].text == "no epoch yet"
+
+
+def test_layer_conflict_plot_draws_batches_and_their_mean_in_the_networks_order() -> None:
+    rows = [(b, layer, "a", "b", c, 1.0, 1.0) for b in (0, 1) for layer, c in (("embedding", b / 2), ("block 0", -b))]
+    columns = ["batch", "layer", "task", "other", "cosine", "norm_task", "norm_other"]
+    fig = layer_conflict_plot(pd.DataFrame(rows, columns=columns))
+    dots, mean = fig.data
+    assert list(dots.x) == [0, 1, 0, 1] and list(dots.y) == [0, 0, 0.5, -1]
+    assert list(mean.y) == [0.25, -0.5] and list(fig.layout.xaxis.ticktext) == ["embedding", "block 0"]

@@ -122,11 +122,7 @@ class Maps:
 
     def upsampled(self, clip: int, layer: int | None = None, head: int | None = None) -> np.ndarray:
         """float32 (T, H, W), trilinear between token centres: the map at the size of ``frames[clip]``."""
-        coarse = torch.from_numpy(np.ascontiguousarray(self.map(clip, layer, head), dtype=np.float32))
-        fine = torch.nn.functional.interpolate(
-            coarse[None, None], size=self.frames.shape[1:4], mode="trilinear", align_corners=False
-        )
-        return fine[0, 0].numpy()
+        return upsample(self.map(clip, layer, head), self.frames.shape[1:4])
 
     def mass(self, clip: int, layer: int | None = None, head: int | None = None) -> np.ndarray:
         """float64 (T', H', W') that sums to 1: each token's share of what speaks for the target.
@@ -174,3 +170,11 @@ class Maps:
         if self.baseline is None:
             raise ValueError(f"method {self.method!r} has no baseline")
         return baseline_frames(self.frames[clip : clip + 1], self.baseline)[0]
+
+
+def upsample(values: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+    """One map (T', H', W') -> float32 ``size`` (T, H, W), trilinear between token centres."""
+    coarse = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    fine = torch.nn.functional.interpolate(coarse[None, None], size=size, mode="trilinear", align_corners=False)
+    found: np.ndarray = fine[0, 0].numpy()
+    return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench import __version__
 from workbench.cli import actions
-from workbench.cli.options import STRATEGIES, add_setup, add_source
+from workbench.cli.options import STRATEGIES, add_screening, add_setup, add_source
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--csv", help="write the table there instead of printing it")
     sub.add_argument("--device", default="auto")
     sub.add_argument("--workers", type=int, default=2)
+    sub = verb(
+        "screen", actions.screen,
+        "sort clips, or the moments of long videos, for a reviewer; exit code 1 when one cannot be read to its end",
+    )  # fmt: skip
+    add_screening(sub)
     sub = verb("export", actions.export, "write a run as a plain Hugging Face checkpoint")
     sub.add_argument("run", help="run folder")
     sub.add_argument("folder", help="new folder for config.json, model.safetensors and preprocessor_config.json")

@@ -94,6 +94,60 @@ def predict(args: argparse.Namespace) -> int:
     return 1 if (table.reason != "").any() else 0
 
 
+def screen(args: argparse.Namespace) -> int:
+    from workbench.analysis.screening import screen
+    from workbench.training.runs import load_run
+
+    run = load_run(args.run)
+    given = {"safety": args.safety, "threshold": args.threshold, "max_rate": args.max_rate, "flash": not args.no_rule}
+    if args.timeline:
+        return max([_screen_video(run, number, given, args) for number in range(len(args.source))])
+    source = args.source[0] if len(args.source) == 1 else args.source
+    found = screen(run, source, explain=args.explain, device=args.device, workers=args.workers, **given)
+    print(found)
+    eyes = found.table[found.table.review != "clear"].drop(columns=["clip_id", "driving_seconds"])
+    print(eyes.to_string(index=False) if len(eyes) else "nothing is flagged")
+    for row in found.quarantine.to_dict("records"):
+        print(f"not readable: {row['path']}: {row['reason']}")
+    _write_screening(found, args.csv, args.html)
+    return 1 if len(found.quarantine) else 0
+
+
+def _screen_video(run: Any, number: int, given: dict[str, Any], args: argparse.Namespace) -> int:
+    """The ``number``-th source; one that cannot be read does not keep the others from it."""
+    from workbench.analysis.timeline import screen_video
+    from workbench.data.clips import ClipDecodeError
+
+    path, windows = args.source[number], {"window_seconds": args.window, "overlap": args.overlap}
+    try:
+        found = screen_video(run, path, device=args.device, smoothing=args.smoothing, **windows, **given)
+    except ClipDecodeError as error:
+        print(f"not readable: {error}")
+        return 1
+    print(found)
+    events = found.events.drop(columns="peak_window")
+    print(events.to_string(index=False) if len(events) else "nothing is flagged")
+    stems = [Path(source).stem for source in args.source]
+    own = stems[number] if stems.count(stems[number]) == 1 else f"{number + 1}-{stems[number]}"
+
+    def place(name: str | None) -> str | None:
+        """Each video's own, where there are several: report.html becomes report-street.html."""
+        return str(Path(name).with_stem(f"{Path(name).stem}-{own}")) if name and len(stems) > 1 else name
+
+    _write_screening(found, place(args.csv), place(args.html))
+    return 1 if found.error else 0
+
+
+def _write_screening(found: Any, csv: str | None, html: str | None) -> None:
+    if csv:
+        Path(csv).parent.mkdir(parents=True, exist_ok=True)
+        print(f"table: {found.to_csv(csv)}")
+    if html:
+        from workbench.views.contact_sheet import ContactSheet
+
+        print(f"contact sheet: {ContactSheet(found).write(html)}")
+
+
 def data(args: argparse.Namespace) -> int:
     table = open_source(args)
     print(table)

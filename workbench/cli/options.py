@@ -81,12 +81,42 @@ def add_setup(parser: argparse.ArgumentParser) -> None:
         ("cutmix", float, "alpha of CutMix; 0: never"), ("decoder", str, "auto, decord, pyav or torchcodec"),
         ("precision", str, "auto, fp32 or bf16"), ("accumulation", int, "batches per optimiser step"),
         ("label-smoothing", float, "0 to 0.99"),
+        ("head", str, "mean, or query: a decoder with a learned query per task (default: the strategy's own)"),
+        ("decoder-layers", int, "blocks of the query decoder"),
+        ("balance", str, "of several tasks: sum, static:safety=2, uncertainty, dwa, upgrad@tokens, ..."),
+        ("task-sampling", str, "proportional, or balanced: as many labelled clips of each task"),
+        ("measure-conflict", int, "steps between comparisons of the tasks' gradients; 0: never"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=kind, help=text)
     parser.add_argument("--mix-regression", action="store_true", default=None, help="mix regression targets too")
+    parser.add_argument(
+        "--no-task-attention", dest="task_attention", action="store_false", default=None,
+        help="the tasks' queries do not see each other",
+    )  # fmt: skip
     parser.add_argument("--no-augment", action="store_true", help="train on the clips as they are")
     parser.add_argument("--runs", default="runs", help="folder for run folders (default: runs)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode")
+
+
+def add_screening(parser: argparse.ArgumentParser) -> None:
+    """What ``workbench.screen`` and, with ``--timeline``, ``workbench.screen_video`` take."""
+    parser.add_argument("run", help="run folder; the run needs a binary task")
+    parser.add_argument("source", nargs="+", help="a folder of clips, or video files")
+    parser.add_argument("--timeline", action="store_true", help="each file is one long video: slide a window over it")
+    parser.add_argument("--safety", help="the binary task to flag by, where the run has several")
+    parser.add_argument("--threshold", type=float, help="probability from which a clip is flagged (default: from val)")
+    parser.add_argument(
+        "--max-rate", type=float, default=0.05, help="negatives of val that may be flagged (default: %(default)s)"
+    )
+    parser.add_argument("--no-rule", action="store_true", help="leave out the flash rule, and half of the decoding")
+    parser.add_argument("--explain", type=int, default=8, help="flagged clips to explain (default: %(default)s)")
+    parser.add_argument("--window", type=float, default=2.0, help="--timeline: seconds per window; a training clip's")
+    parser.add_argument("--overlap", type=float, default=0.5, help="--timeline: share of a window that the next has")
+    parser.add_argument("--smoothing", type=int, default=1, help="--timeline: windows averaged, odd (default: none)")
+    parser.add_argument("--csv", help="write the whole table there")
+    parser.add_argument("--html", help="write a contact sheet there: one page that loads nothing")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode")
 
 

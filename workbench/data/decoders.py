@@ -21,7 +21,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,7 @@ def opened(path: str | Path, decoder: str) -> Iterator[Video]:
     container = _open(name, span)
     try:
         if scan is None:
-            with _explained(name):
+            with explained(name):
                 scan = _scanned(name, container)
             _scans[key] = scan
             while len(_scans) > _KEPT_SCANS:
@@ -186,7 +186,7 @@ def _checked(path: str) -> tuple[Span | None, os.stat_result]:
 
 
 @contextmanager
-def _explained(path: str) -> Iterator[None]:
+def explained(path: str) -> Iterator[None]:
     """Whatever PyAV raises, turned into a :class:`ClipDecodeError`."""
     import av
 
@@ -209,7 +209,7 @@ def _open(path: str, span: Span | None) -> Any:
     if span is not None:
         name = f"subfile,,start,{span.offset},end,{span.offset + span.size},,:{span.file}"
         protocols = "file,subfile"
-    with _explained(path):
+    with explained(path):
         return av.open(name, options={"protocol_whitelist": protocols}, metadata_errors="replace")
 
 
@@ -232,7 +232,7 @@ def _scanned(path: str, container: Any) -> Scan:
     if held < 0.9 * stream.frames:
         reason = f"cut short: its header promises {stream.frames} frames, it holds {held}"
         raise ClipDecodeError(path, reason, "copy or download it again")
-    return scan_of(packets, stream, container.format.name)
+    return replace(scan_of(packets, stream, container.format.name), lost=max(0, stream.frames - held))
 
 
 def _frames_decord(video: Video, wanted: np.ndarray, each: Each) -> list[Any]:
@@ -341,7 +341,7 @@ def _whole(video: Video, ticks: np.ndarray | None, wanted: np.ndarray, take: Tak
     """In order from the first frame, in an opening of its own."""
     container = _open(video.path, video.span)
     try:
-        with _explained(video.path):
+        with explained(video.path):
             frames, count = in_order(container, ticks, wanted, take)
     finally:
         container.close()

@@ -42,6 +42,8 @@ class Scan:
     size: tuple[int, int]
     """Width and height, as coded."""
     codec: str
+    lost: int = 0
+    """Frames that the file's header promises and no packet holds: it was cut short by less than a tenth."""
 
 
 Packet = tuple[int | None, int | None, bool, bool]
@@ -178,7 +180,7 @@ def in_order(container: Any, ticks: np.ndarray | None, wanted: np.ndarray, take:
 
     for frame in container.decode(stream):
         size = size or (frame.width, frame.height)  # a stream may change its size: all frames get the first's
-        before, rank = rank, count if ticks is None else _rank(ticks, frame.pts)
+        before, rank = rank, count if ticks is None else rank_of(ticks, frame.pts)
         if rank <= before:
             raise DoubtError(f"the frame at {frame.pts} is out of order")
         keep_until(rank)
@@ -189,7 +191,8 @@ def in_order(container: Any, ticks: np.ndarray | None, wanted: np.ndarray, take:
     return taken, count
 
 
-def _rank(ticks: np.ndarray, pts: int | None) -> int:
+def rank_of(ticks: np.ndarray, pts: int | None) -> int:
+    """The position that a frame with timestamp ``pts`` is shown at. Raises :class:`DoubtError` without a timestamp."""
     if pts is None:
         raise DoubtError("a frame comes out without a timestamp")
     return int(np.searchsorted(ticks, pts, side="right")) - 1

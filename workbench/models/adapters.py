@@ -38,7 +38,8 @@ class STAdapter(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T', H', W', D) -> (B, T', H', W', D)."""
-        x = self.down(tokens).permute(0, 4, 1, 2, 3)  # (B, width, T', H', W')
+        # Contiguous: of a permuted input, PyTorch 2.13 on CPUs with bfloat16 gets the convolution's gradient wrong.
+        x = self.down(tokens).permute(0, 4, 1, 2, 3).contiguous()  # (B, width, T', H', W')
         x = nn.functional.gelu(self.conv(x)).permute(0, 2, 3, 4, 1)  # (B, T', H', W', width)
         return self.up(x)
 

@@ -26,18 +26,6 @@ class BalanceStep:
     """Unweighted (tasks,)."""
     conflict: Conflict | None = None
 
-    @property
-    def total(self) -> Tensor:
-        """Plain sum of the losses: comparable between methods."""
-        return self.losses.sum()
-
-    def numbers(self) -> dict[str, float]:
-        """``loss_<task>``, ``weight_<task>`` and the conflict's numbers. Waits for the device."""
-        both = torch.stack([self.losses, self.weights]).tolist()
-        line = {f"loss_{t}": v for t, v in zip(self.tasks, both[0], strict=True)}
-        line |= {f"weight_{t}": v for t, v in zip(self.tasks, both[1], strict=True)}
-        return line | (self.conflict.numbers() if self.conflict else {})
-
 
 @dataclass(frozen=True)
 class _Labelled:
@@ -100,9 +88,9 @@ class Balance(nn.Module):
 
         ``losses``: a scalar per task, each part of the graph. ``labelled``: how many clips have each task's label; a
         task with none takes no part in the balance, and gets a gradient of exactly zero. ``tokens`` (B, N, D) as
-        :func:`~workbench.training.conflict.watch_tokens` sees them, and ``shared`` and ``heads`` as
-        :func:`~workbench.training.conflict.split_parameters` gives them for ``spec.at``: needed by gradient methods and
-        by ``measure``, which compares the tasks' gradients at the tokens also where the method does not.
+        :func:`~workbench.training.conflict.watch_tokens` sees them: needed by methods at the tokens and by ``measure``,
+        which compares the tasks' gradients there also where the method does not. ``shared`` and ``heads`` as
+        :func:`~workbench.training.conflict.split_parameters` gives them: needed by methods at the weights.
         ``accumulation``: gradients are divided by it. Raises ValueError where something needed is missing.
         """
         if set(losses) != set(self.tasks):
@@ -204,29 +192,45 @@ class Balance(nn.Module):
     ) -> BalanceStep:  # fmt: skip
         """Weigh the gradients of what is shared; what is not gets the plain sum."""
         meeting = self._meeting(tokens, shared)
-        wanted = [*meeting, *heads]
-        rows: list[list[Tensor]] = []
-        plain: list[Tensor] | None = None
-        # Tasks without labels come last and with weight zero, so that all that trains has a gradient.
-        for loss in (*given.losses, *idle):
-            found = gradients(loss, wanted, retain_graph=True)
-            own = found[len(meeting) :]
-            plain = own if plain is None else [a + b for a, b in zip(plain, own, strict=True)]
-            if len(rows) < len(given.names):
-                rows.append(found[: len(meeting)])
+        plain: list[Tensor] = []
+        if self.spec.at == "tokens":
+            rows = self._rows(given, tokens, shared)
+        else:
+            rows, plain = self._whole_rows(given, idle, meeting, heads)
         products = gramian(rows)
         seed = self.seed * 1_000_003 + int(self.steps)
         weights = aggregation_weights(self.spec.method, products, value=self.spec.value, seed=seed)
         scale = (weights / accumulation).unbind()
         combined = [_weighted(scale, parts) for parts in zip(*rows, strict=True)]
-        for parameter, gradient in zip(heads, plain or [], strict=True):
-            _accumulate(parameter, gradient / accumulation)
         if self.spec.at == "tokens":
-            torch.autograd.backward(meeting, combined)
+            # One backward pass of the plain sum, in which the step takes the place of the sum's gradient at the tokens.
+            objective = torch.stack(given.losses).sum() + (torch.stack(idle).sum() * 0 if idle else 0)
+            hook = meeting[0].register_hook(lambda _: combined[0])
+            try:
+                (objective / accumulation).backward()
+            finally:
+                hook.remove()
         else:
+            for parameter, gradient in zip(heads, plain, strict=True):
+                _accumulate(parameter, gradient / accumulation)
             for parameter, gradient in zip(shared, combined, strict=True):
                 _accumulate(parameter, gradient)
         return BalanceStep(given.names, weights, given.values(), Conflict(given.names, products))
+
+    def _whole_rows(
+        self, given: _Labelled, idle: list[Tensor], shared: Sequence[Tensor], heads: Sequence[Tensor]
+    ) -> tuple[list[list[Tensor]], list[Tensor]]:
+        """Each labelled task's gradient of the shared weights, and the sum of all tasks' gradients of the others."""
+        rows: list[list[Tensor]] = []
+        plain: list[Tensor] = []
+        losses = (*given.losses, *idle)  # tasks without labels come last: zeros for what is theirs alone
+        for i, loss in enumerate(losses):
+            found = gradients(loss, [*shared, *heads], retain_graph=i + 1 < len(losses))
+            own = found[len(shared) :]
+            plain = [a + b for a, b in zip(plain, own, strict=True)] if plain else own
+            if i < len(given.names):
+                rows.append(found[: len(shared)])
+        return rows, plain
 
 
 def _accumulate(parameter: Tensor, gradient: Tensor) -> None:

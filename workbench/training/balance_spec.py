@@ -60,12 +60,13 @@ class BalanceSpec:
         return f"{self.method}{value}{f'@{self.at}' if self.at else ''}"
 
 
-def parse_balance(text: str, tasks: Sequence[str] | None = None) -> BalanceSpec:
+def parse_balance(text: str, tasks: Sequence[str] | None = None, *, solvers: bool = True) -> BalanceSpec:
     """Read a balance as it is spelled in a setup; with ``tasks`` also check that static weights name some of them.
 
-    Raises ValueError on an unknown method, value or place, ImportError where a method's solver is not installed.
+    Raises ValueError on an unknown method, value or place and, unless ``solvers=False``, ImportError where a method's
+    solver is not installed.
     """
-    match = _SPELLING.fullmatch(text.strip())
+    match = _SPELLING.fullmatch(text.strip()) if isinstance(text, str) else None
     method = match["method"] if match else ""
     if match is None or method not in (*SCALARIZERS, *AGGREGATORS):
         raise ValueError(f"balance={text!r} is not known; use one of {', '.join((*SCALARIZERS, *AGGREGATORS))}")
@@ -88,7 +89,8 @@ def parse_balance(text: str, tasks: Sequence[str] | None = None) -> BalanceSpec:
             raise ValueError(f"balance={text!r}: {value!r} is no number") from error
         if not 0 < number < 1e6 and not (number == 0 and method in ("gradnorm", "cagrad")):
             raise ValueError(f"balance={text!r}: the value must be above 0")
-    check_solvers(method)
+    if solvers:
+        check_solvers(method)
     return BalanceSpec(method, number, at)
 
 

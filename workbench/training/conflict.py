@@ -33,14 +33,6 @@ class Conflict:
         norms = self.norms
         return (self.products / (norms[:, None] * norms)).clamp(-1, 1)
 
-    def numbers(self) -> dict[str, float]:
-        """For a line of history: ``norm_<task>`` and ``cosine_<task>_<other>``, in one copy from the device."""
-        both = torch.cat([self.norms[None], self.cosines]).tolist()
-        line = {f"norm_{task}": value for task, value in zip(self.tasks, both[0], strict=True)}
-        for i, task in enumerate(self.tasks):
-            line |= {f"cosine_{task}_{self.tasks[j]}": both[1 + i][j] for j in range(i + 1, len(self.tasks))}
-        return line
-
 
 class Watched:
     """What :func:`watch_tokens` saw last."""

@@ -14,12 +14,14 @@ from workbench.data.augment import Augment
 from workbench.data.cache import DecodedClips, decode_table
 from workbench.data.protocol import Protocol
 from workbench.data.tables import ClipTable
+from workbench.data.tasks import target_slices
 from workbench.models.backbones import Backbone
 from workbench.models.strategies import parse_strategy
 from workbench.training.probing.encoding import TRAIN_WINDOWS as TRAIN_WINDOWS
 from workbench.training.probing.encoding import wider
 from workbench.training.probing.features import Features, features_of, kind_for
 from workbench.training.setup import Setup
+from workbench.training.task_sampling import task_balanced
 
 log = logging.getLogger(__name__)
 
@@ -194,11 +196,16 @@ def targets_of(table: ClipTable) -> Tensor:
 
 
 class EpochOrder(Sampler[int]):
-    """Each clip once, by a random one of its ``windows``, in an order that depends on (seed, epoch) alone, so that a
-    resumed run sees what an unbroken one would."""
+    """The clips of an epoch, each by a random one of its ``windows``, in an order that depends on (seed, epoch) alone,
+    so that a resumed run sees what an unbroken one would.
 
-    def __init__(self, n: int, seed: int, windows: int = 1) -> None:
+    Each clip once; with ``chances`` (n,), which sum to 1, n of them, clip i ``n * chances[i]`` times, rounded up or
+    down by chance.
+    """
+
+    def __init__(self, n: int, seed: int, windows: int = 1, chances: np.ndarray | None = None) -> None:
         self.n, self.seed, self.windows, self.epoch = n, seed, windows, 0
+        self.chances = chances
 
     def __len__(self) -> int:
         return self.n
@@ -206,13 +213,23 @@ class EpochOrder(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.n)
+        if self.chances is not None:  # systematic sampling: one draw, and equal steps through the shuffled clips
+            ends = np.cumsum(self.chances[order])
+            picks = (np.arange(self.n) + rng.random()) / self.n * ends[-1]
+            order = rng.permutation(order[np.searchsorted(ends, picks, side="right")])
         yield from (order * self.windows + rng.integers(self.windows, size=self.n)).tolist()
 
 
 def loader(
-    part: DecodedClips | Features, seed: int, batch_size: int
+    part: DecodedClips | Features, seed: int, batch_size: int, *, task_sampling: str = "proportional"
 ) -> tuple[DataLoader[tuple[Tensor, Tensor]], EpochOrder]:
-    """Batches from the stored clips or features, and their order; no loader processes, since reading is a memcpy."""
+    """Batches from the stored clips or features, and their order; no loader processes, since reading is a memcpy.
+    ``task_sampling`` as in :class:`~workbench.training.setup.Setup`."""
     items = FeatureSet(part) if isinstance(part, Features) else ClipSet(part)
-    order = EpochOrder(len(part), seed, items.windows)
+    chances = None
+    if task_sampling == "balanced":
+        columns = target_slices(part.table.tasks).values()
+        known = ~torch.isnan(items.targets)
+        chances = task_balanced(torch.stack([known[:, where].any(1) for where in columns], dim=1).numpy())
+    order = EpochOrder(len(part), seed, items.windows, chances)
     return DataLoader(items, batch_size=batch_size, sampler=order), order

@@ -19,6 +19,7 @@ from workbench.data.tables import ClipTable
 from workbench.models.backbones import Backbone
 from workbench.models.strategies import parse_strategy
 from workbench.models.tml import TML
+from workbench.training.balance_spec import parse_balance
 from workbench.training.feed import Feed, feed, stored_views
 from workbench.training.loop import Progress, Watcher, train
 from workbench.training.losses import Standard, standardisation
@@ -48,7 +49,7 @@ def fine_tune(
     called again with the same, it resumes what was interrupted and returns what is finished. ``device``: ``auto``,
     ``cpu``, ``cuda``, ``mps``. ``compile_model`` runs the network through ``torch.compile``. ``watch`` is called with
     the history (a DataFrame) after every epoch. Raises ValueError on a table without train or val clips or without
-    labels.
+    labels, ImportError where ``setup.balance`` needs a solver that is not installed.
     """
     setup = Setup(strategy=setup) if isinstance(setup, str) else setup
     table = clips if isinstance(clips, ClipTable) else open_clips(clips)
@@ -61,6 +62,7 @@ def fine_tune(
         feature_views=stored_views(setup),
     )  # fmt: skip
     _check_labels(table)
+    _check_balance(setup, table, compile_model)
     _say_idle(setup, table)
     if leaks := groups_across_splits(table):
         log.warning("%s: %d group(s) lie in more than one split; scores will be too good", table.info.name, len(leaks))
@@ -98,12 +100,18 @@ def fine_tune(
 
 
 _NUMBERS = ("rand_augment", "erasing", "mixup", "cutmix", "label_smoothing", "drop_path", "ema")
-_NAMED = {"optimizer": "adamw", "schedule": "cosine", "loss": "ce"}
+_NAMED = {"optimizer": "adamw", "schedule": "cosine", "loss": "ce", "balance": "sum"}
 
 
 def setup_label(setup: Setup) -> str:
     """A short name that tells setups of one sweep apart."""
     parts = [setup.strategy]
+    if setup.head not in (None, parse_strategy(setup.strategy).head):
+        parts.append(setup.head)
+    if setup.decoder_layers != 1:
+        parts.append(f"decoder{setup.decoder_layers}")
+    if not setup.task_attention:
+        parts.append("apart")
     named = {"single": "single-frame", "dense": f"dense{setup.sampling_rate}", "fps": f"{setup.fps}fps"}
     if setup.sampling in named:
         parts.append(named[setup.sampling])
@@ -111,6 +119,8 @@ def setup_label(setup: Setup) -> str:
         parts.append("plain")
     parts += [f"{n}{getattr(setup, n):g}" for n in _NUMBERS if getattr(setup, n)]
     parts += [v for n, usual in _NAMED.items() if (v := getattr(setup, n)) != usual]
+    if setup.task_sampling != "proportional":
+        parts.append("task-balanced")
     if setup.class_weights:
         parts.append("balanced" if setup.class_weights == "balanced" else "weighted")
     # The default, spelled out or not, is the same setup.
@@ -143,6 +153,14 @@ def _check_labels(table: ClipTable) -> None:
             log.warning("%s: no train clip of %s%s of task %r", table.info.name, ", ".join(unseen[:5]), more, task.name)
 
 
+def _check_balance(setup: Setup, table: ClipTable, compile_model: bool) -> None:
+    """That the balance fits the tasks, and its solver is there, before anything is decoded."""
+    spec = parse_balance(setup.balance, [task.name for task in table.tasks])
+    if compile_model and (spec.needs_gradients or setup.measure_conflict):
+        asked = f"balance={setup.balance!r}" if spec.needs_gradients else f"measure_conflict={setup.measure_conflict}"
+        raise ValueError(f"{asked} takes gradients inside the model, which compile_model=True fuses; leave one of them")
+
+
 def _say_idle(setup: Setup, table: ClipTable) -> None:
     """Name what was asked for and has no effect on these tasks under this strategy."""
     kinds = {task.kind for task in table.tasks}
@@ -154,6 +172,14 @@ def _say_idle(setup: Setup, table: ClipTable) -> None:
     if not kinds & {"multiclass", "binary"} and (setup.loss != "ce" or setup.class_weights == "balanced"):
         asked = f"loss={setup.loss!r}" if setup.loss != "ce" else "class_weights='balanced'"
         log.warning("%s does nothing: no task is multiclass or binary", asked)
+    head = setup.head or parse_strategy(setup.strategy).head
+    for name, idle in (("decoder_layers", setup.decoder_layers > 1), ("task_attention", not setup.task_attention)):
+        if idle and head == "mean":
+            log.warning("%s=%s does nothing: head='mean' has no decoder; use head='query'", name, getattr(setup, name))
+    if len(table.tasks) == 1:
+        for name, usual in (("balance", "sum"), ("task_sampling", "proportional"), ("measure_conflict", 0)):
+            if (value := getattr(setup, name)) != usual:
+                log.warning("%s=%r has nothing to compare: %r is the only task", name, value, table.tasks[0].name)
     if setup.label_smoothing and "multiclass" not in kinds:
         log.warning("label_smoothing=%g does nothing: no task is multiclass", setup.label_smoothing)
 

@@ -26,7 +26,9 @@ def fit_logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray | None:
 
     b1 below b2 is a falling curve: the predictions run against y. Where the relation is straight or exponential the
     best curve lies at infinity; the search then ends after 5000 calls with large parameters that mean nothing, and a
-    curve that is as good as the best but for some 1e-5 of the correlation.
+    curve that is as good as the best but for some 1e-5 of the correlation. Where there is hardly a relation the best
+    curve may be a step between two predictions: there are many such, and this search, like SciPy's from the same start,
+    may end at another than the best.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     spread = x.std() if len(x) else 0.0

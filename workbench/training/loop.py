@@ -26,7 +26,8 @@ from workbench.models.tml import TML
 from workbench.training.checking.checkup import Checkup
 from workbench.training.checking.nonfinite import first_nonfinite
 from workbench.training.feed import Feed, augment_of, loader, targets_of
-from workbench.training.losses import Standard, column, criterion_of, decide, total_loss
+from workbench.training.joint import NOTED, Joint
+from workbench.training.losses import Standard, column, criterion_of, decide, labelled_clips, summed, task_losses
 from workbench.training.metrics import main_metric, weighted_metrics
 from workbench.training.optim import Ema, Schedule, make_optimizer
 from workbench.training.optim import parameter_groups as parameter_groups
@@ -72,7 +73,7 @@ def train(
     progress: bool,
     watch: Watcher | None,
 ) -> tuple[Progress, dict[str, Tensor]]:
-    """The loop: augment, mix, forward, sum of task losses, backward, step; after each epoch the score on val.
+    """The loop: augment, mix, forward, a loss per task, balance and backward, step; after each epoch the score on val.
 
     Everything random depends on (seed, epoch, step), so a run resumed from ``folder/checkpoint`` ends with the
     weights an unbroken one would have. Returns the progress and the weights that are kept (with ``setup.ema`` the
@@ -85,23 +86,28 @@ def train(
     whole = HeadOnly(model, stored.kind, stored.grid) if stored else model
     criterion = criterion_of(setup.loss, setup.weights_by_task, tasks, targets_of(data.train.table), accelerator.device)
     model.to(accelerator.device)  # before the optimiser is made: it asks where its parameters are
-    optimizer = make_optimizer(parameter_groups(model, setup), setup)
-    batches, order = loader(data.train, setup.seed, setup.batch_size)
+    joint = Joint(setup, model, accelerator.device)
+    optimizer = make_optimizer(parameter_groups(model, setup) + joint.groups(), setup)
+    batches, order = loader(data.train, setup.seed, setup.batch_size, task_sampling=setup.task_sampling)
     network, optimizer, batches = accelerator.prepare(whole, optimizer, batches)
     steps = setup.epochs * math.ceil(len(batches) / setup.accumulation)
     schedule, ema = Schedule(setup, steps), Ema(model, setup.ema)
     checkup = Checkup(model, tasks, setup, targets_of(data.train.table), val_targets=targets_of(data.val.table))
-    parts = {"optimizer": optimizer, "schedule": schedule, "ema": ema, "checkup": checkup}
+    parts = {"optimizer": optimizer, "schedule": schedule, "ema": ema, "checkup": checkup, "joint": joint}
     state, kept = load_checkpoint(folder, model, parts, accelerator.device)
     skipping = drop_path(backbone, _depth_rate(setup))
     saved = time.monotonic()
 
-    def forward(network: nn.Module, shown: Tensor, targets: Tensor, pairing: Pairing | None) -> tuple[Any, Tensor]:
+    def forward(network: nn.Module, shown: Tensor, targets: Tensor, pairing: Pairing | None) -> tuple[Any, Any]:
         outputs = network(shown if stored else backbone.prepare(shown))
-        return outputs, total_loss(
+        return outputs, task_losses(
             tasks, outputs, targets, standard,
             label_smoothing=setup.label_smoothing, pairing=pairing, criterion=criterion,
         )  # fmt: skip
+
+    def again(network: nn.Module, *batch: Any) -> tuple[Any, Tensor]:
+        outputs, losses = forward(network, *batch)
+        return outputs, summed(losses)
 
     title = folder.name  # said once, above the first epoch of this run or of what is left of it
     bar = tqdm(total=steps, initial=state.step, desc=folder.name[:30], disable=not progress, mininterval=0.5)
@@ -118,13 +124,14 @@ def train(
                     shown, pairing = mix(shown, chance) if mix else (shown, None)
                     if not (stored or state.step or state.batch):
                         checkup.at_start(shown)
-                    outputs, loss = forward(network, shown, targets, pairing)
-                    # It divides by the accumulation; the last step of an epoch may take fewer batches than that.
-                    whole_step = setup.accumulation / _batches_of_step(state.batch, len(batches), setup.accumulation)
-                    accelerator.backward(loss if whole_step == 1 else loss * whole_step)
-                    if not math.isfinite(value := loss.item()):  # before a step that it would spoil
+                    with joint.watch(state.step) as seen:
+                        outputs, losses = forward(network, shown, targets, pairing)
+                    if not math.isfinite(value := summed(losses).item()):  # before a step that it would spoil
                         torch.manual_seed(_mixed(setup.seed, state.epoch, state.batch))
-                        raise _not_finite(value, state, first_nonfinite(whole, forward, shown, targets, pairing))
+                        raise _not_finite(value, state, first_nonfinite(whole, again, shown, targets, pairing))
+                    # Not the accelerator's backward: that knows one loss, and there is no loss scaling in bf16.
+                    share = _batches_of_step(state.batch, len(batches), setup.accumulation)
+                    joint.backward(losses, labelled_clips(tasks, targets, pairing), seen, state.step, share)
                     state.loss_sum += value * len(clips)
                     checkup.after_backward(state.step, outputs, targets, pairing)
                     schedule.apply(optimizer, state.step)
@@ -150,7 +157,8 @@ def train(
                     state.kept_epoch, kept = state.epoch + 1, trained_state(model)
             state.seconds += time.monotonic() - began
             line = {"epoch": state.epoch + 1, "step": state.step, "lr": max(g["lr"] for g in optimizer.param_groups)}
-            line |= {"train_loss": state.loss_sum / state.clips_seen} | scores | {"seconds": state.seconds}
+            line |= {"train_loss": state.loss_sum / state.clips_seen} | scores
+            line |= joint.end_epoch() | {"seconds": state.seconds}
             state.history.append(line)
             checkup.after_epoch(line, state.history)
             state.findings = [finding.to_json() for finding in checkup.findings]
@@ -209,7 +217,7 @@ def mix_of(setup: Setup, tasks: Sequence[Task]) -> Mix | None:
 
 def epoch_row(history: list[dict[str, float]], title: str = "") -> str:
     """The last epoch as a line of a text table; under a head before the first, and where there is a title for it."""
-    shown = [name for name in history[-1] if name not in ("step", "lr")]
+    shown = [name for name in history[-1] if name not in ("step", "lr") and not name.startswith(NOTED)]
     row = "  ".join(f"{history[-1][name]:>{max(7, len(name))}.4g}" for name in shown)
     head = "  ".join(f"{name:>7}" for name in shown)
     above = f"{title}\n{head}\n" if title else f"{head}\n"
@@ -248,7 +256,7 @@ def val_scores(model: TML, val: DecodedClips | Features, standard: Standard, set
     targets = targets_of(val.table)
     loss = math.nan
     if not torch.isnan(targets).all():
-        loss = float(total_loss(model.tasks, outputs, targets, standard))
+        loss = float(summed(task_losses(model.tasks, outputs, targets, standard)))
     scores, mains = {"val_loss": loss}, []
     columns = target_slices(model.tasks)
     for task in model.tasks:
@@ -300,7 +308,7 @@ def load_checkpoint(
     content = torch.load(path, map_location=device, weights_only=True)
     model.load_state_dict(content["model"], strict=False)
     for name, part in parts.items():
-        part.load_state_dict(content[name])
+        part.load_state_dict(content.get(name, {}))  # a checkpoint older than the part: its beginning
     state = Progress(**content["progress"])
     log.info("resuming %s at epoch %d, batch %d", folder.name, state.epoch + 1, state.batch)
     return state, {name: value.cpu() for name, value in content["kept"].items()}

@@ -164,7 +164,7 @@ def column(targets: Tensor, where: slice, task: Task) -> Tensor:
     return targets[:, where] if task.kind == "multilabel" else targets[:, where.start]
 
 
-def total_loss(
+def task_losses(
     tasks: Sequence[Task],
     outputs: Mapping[str, Tensor],
     targets: Tensor,
@@ -173,22 +173,47 @@ def total_loss(
     label_smoothing: float = 0.0,
     pairing: Pairing | None = None,
     criterion: Criterion = PLAIN,
-) -> Tensor:
-    """Plain sum over the tasks; ``targets`` (B, columns), one column per task, K of a multilabel one.
+) -> dict[str, Tensor]:
+    """A scalar per task; ``targets`` (B, columns), one column per task, K of a multilabel one.
 
     With a ``pairing`` the clips are mixed ones: their targets stay as they were, and :func:`mixed_loss` takes each from
     both sides.
     """
-    terms = []
+    losses = {}
     how: dict[str, Any] = {"label_smoothing": label_smoothing, "criterion": criterion}
     columns = target_slices(tasks)
     for task in tasks:
         output, target = outputs[task.name], column(targets, columns[task.name], task)
         if pairing is None:
-            terms.append(task_loss(task, output, target, standard, **how))
+            losses[task.name] = task_loss(task, output, target, standard, **how)
         else:
-            terms.append(mixed_loss(task, output, target, standard, pairing, **how))
-    return torch.stack(terms).sum()
+            losses[task.name] = mixed_loss(task, output, target, standard, pairing, **how)
+    return losses
+
+
+def summed(losses: Mapping[str, Tensor]) -> Tensor:
+    """Plain sum over the tasks: the number that is comparable between ways of balancing them."""
+    return torch.stack(list(losses.values())).sum()
+
+
+def total_loss(
+    tasks: Sequence[Task], outputs: Mapping[str, Tensor], targets: Tensor, standard: Standard, **how: Any
+) -> Tensor:
+    """Plain sum of :func:`task_losses`, which see."""
+    return summed(task_losses(tasks, outputs, targets, standard, **how))
+
+
+def labelled_clips(tasks: Sequence[Task], targets: Tensor, pairing: Pairing | None = None) -> dict[str, int]:
+    """How many clips of a batch take part in each task's loss. ``targets`` (B, columns) as for :func:`task_losses`; a
+    mixed clip takes part where it or its partner has a label, but in a regression, which needs both."""
+    known, counts = ~torch.isnan(targets), []
+    for task, where in zip(tasks, target_slices(tasks).values(), strict=True):
+        own = known[:, where].any(1)
+        if pairing is not None:
+            partners = own[pairing.partner]
+            own = own & partners if task.kind == "regression" else own | partners
+        counts.append(own.sum())
+    return dict(zip((task.name for task in tasks), torch.stack(counts).tolist(), strict=True))
 
 
 def mixed_loss(

@@ -50,7 +50,10 @@ def build_model(setup: Setup, tasks: tuple[Task, ...], *, pretrained: bool | Non
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(setup.seed)
-        model = TML(backbone, tasks, head=strategy.head)
+        model = TML(
+            backbone, tasks, head=setup.head or strategy.head, decoder_layers=setup.decoder_layers,
+            task_attention=setup.task_attention,
+        )  # fmt: skip
     apply_strategy(model, strategy, seed=setup.seed)
     return model
 

@@ -9,10 +9,13 @@ from typing import Any
 from workbench.data.frames import Sampling, check_views
 from workbench.data.tables import DECODERS
 from workbench.models.strategies import Strategy, parse_strategy
+from workbench.training.balance_spec import parse_balance
 from workbench.training.losses import parse_loss
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "one_cycle", "plateau", "constant")
+TASK_SAMPLINGS = ("proportional", "balanced")
+HEADS = ("mean", "query")
 
 # Peak learning rates (backbone, heads) for AdamW at batch 16 on some hundreds of clips, mostly for a small backbone
 # such as nano: not tuned on clips of ours. Heads start from nothing and take more than a pretrained backbone can bear;
@@ -29,6 +32,12 @@ _RATES = {
     "llrd": (5e-4, 1e-3),  # VideoMAE's --lr on UCF101 (there per 256 clips), of the last block times the decay
     "full": (3e-4, 1e-3),  # ours: below "llrd", since here the lowest block takes the whole rate
 }
+
+# Fields that came after runs had been made, and what those did: never to be changed, whatever the defaults become.
+_LATER = {
+    "head": None, "decoder_layers": 1, "task_attention": True, "balance": "sum", "task_sampling": "proportional",
+    "measure_conflict": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +58,24 @@ class Setup:
     """Height and width, likewise."""
     tasks: tuple[str, ...] = ()
     """Names of the table's tasks to learn together; empty means all of them."""
+    head: str | None = None
+    """``mean`` (a linear layer per task on the mean token) or ``query`` (a decoder in which a learned query per task
+    reads the tokens: TML); None takes the strategy's own, which is ``query`` for ``attentive`` and ``mean`` else."""
+    decoder_layers: int = 1
+    """Of ``query``: blocks of the decoder."""
+    task_attention: bool = True
+    """Of ``query``: whether the queries of several tasks see each other."""
+    balance: str = "sum"
+    """How the losses of several tasks become one step: ``sum``; weights on the losses (``static:safety=2``,
+    ``uncertainty``, ``dwa``, ``random``, ``gradnorm``, ``geometric``, ``stch``); or an aggregation of the tasks'
+    gradients, ``upgrad@tokens`` or ``upgrad@weights`` and others (see :mod:`workbench.training.balance_spec`).
+    Recorded with its value and place: a bare ``dwa`` is ``dwa:2``, ``pcgrad`` is ``pcgrad@tokens``."""
+    task_sampling: str = "proportional"
+    """``proportional``: an epoch shows each clip once, so a task is seen as often as it has labels; ``balanced``: clips
+    are drawn, with repeats, so that each task has as many labelled clips on average, which is for joined tables."""
+    measure_conflict: int = 0
+    """Every so many steps the tasks' gradients are compared at the encoder's tokens, where the balance does not do so
+    anyhow; 0: never. It costs a backward pass of the head per task."""
     epochs: int = 20
     batch_size: int = 16
     lr: float | None = None
@@ -134,12 +161,18 @@ class Setup:
         kind, value = parse_loss(self.loss)
         object.__setattr__(self, "loss", kind if kind == "ce" else f"{kind}:{value:g}")
         object.__setattr__(self, "class_weights", _pairs(self.class_weights))
+        # Solvers are looked for when training starts: a run can be read where they are not installed.
+        object.__setattr__(self, "balance", str(parse_balance(self.balance, self.tasks or None, solvers=False)))
         for name, least in (
             ("epochs", 1), ("batch_size", 1), ("accumulation", 1), ("rand_augment", 0), ("patience", 0), ("seed", 0),
+            ("decoder_layers", 1), ("measure_conflict", 0),
         ):  # fmt: skip
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                meaning = {"rand_augment": " (operations per clip; 0: none)", "patience": " (0: never stop early)"}
+                meaning = {
+                    "rand_augment": " (operations per clip; 0: none)", "patience": " (0: never stop early)",
+                    "measure_conflict": " (steps between measurements; 0: never)",
+                }  # fmt: skip
                 raise ValueError(f"{name}={number!r} must be a whole number of at least {least}{meaning.get(name, '')}")
         for name in ("num_frames", "size_px"):
             number = getattr(self, name)
@@ -158,15 +191,16 @@ class Setup:
                 continue
             if isinstance(value, bool) or not (isinstance(value, int | float) and low <= value <= high):
                 raise ValueError(f"{name}={value!r} must lie between {low} and {high}")
-        for name in ("augment", "mix_regression"):
+        for name in ("augment", "mix_regression", "task_attention"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
         for name, known in (
             ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("decoder", DECODERS),
-            ("precision", ("auto", "fp32", "bf16")),
+            ("precision", ("auto", "fp32", "bf16")), ("task_sampling", TASK_SAMPLINGS), ("head", (None, *HEADS)),
         ):  # fmt: skip
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, known))}")
+        self._check_frozen()
         self._check_optimizer()
         self._check_views()
         Sampling(
@@ -177,6 +211,35 @@ class Setup:
         if not self.augment and (self.rand_augment or self.erasing):
             raise ValueError(
                 f"augment=False with rand_augment={self.rand_augment}, erasing={self.erasing}: these need augment=True"
+            )
+
+    def _check_frozen(self) -> None:
+        """What a probe cannot do: have another head, or compare gradients where none arrive."""
+        strategy, spec = parse_strategy(self.strategy), parse_balance(self.balance, solvers=False)
+        if not strategy.frozen:
+            return
+        if self.head not in (None, strategy.head):
+            raise ValueError(
+                f"head={self.head!r}, but strategy={self.strategy!r} is a probe with head={strategy.head!r}: leave head"
+            )
+        if spec.at == "weights" and strategy.head == "mean":
+            raise ValueError(
+                f"balance={self.balance!r}: under strategy={self.strategy!r} the tasks share nothing that trains; "
+                "use 'sum'"
+            )
+        asked = leave = ""
+        if spec.at == "tokens":
+            asked = f"balance={self.balance!r}"
+            leave = (
+                "one of balance='sum', 'static:<task>=<weight>', 'uncertainty', 'dwa', 'random'; attentive also "
+                "'<method>@weights'"
+            )
+        elif self.measure_conflict and not spec.needs_gradients:  # which would be measured anyhow, where it can be
+            asked, leave = f"measure_conflict={self.measure_conflict}", "measure_conflict=0"
+        if asked:
+            raise ValueError(
+                f"{asked} compares gradients at the encoder's tokens, but strategy={self.strategy!r} freezes the "
+                f"encoder: nothing before its tokens trains. Use a strategy that trains it, or {leave}"
             )
 
     def _check_views(self) -> None:
@@ -237,7 +300,9 @@ class Setup:
 
     def fingerprint(self) -> str:
         """Eight hex digits that change when any field does."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:8]
+        # Runs made before a field was there did what its first default says, and are found again.
+        record = {k: v for k, v in self.to_json().items() if k not in _LATER or v != _LATER[k]}
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _spelled(strategy: str | Strategy) -> str:

@@ -9,10 +9,20 @@ import numpy as np
 import traitlets
 
 from workbench.views.parts import FigureBox, dropdown, frozen, note, row
-from workbench.views.players import ClipPlayer, gallery, heat_scale, overlay, scale_note, side_by_side
+from workbench.views.players import (
+    BEYOND,
+    ClipPlayer,
+    gallery,
+    heat_scale,
+    overlay,
+    robust_scale,
+    scale_note,
+    side_by_side,
+)
 from workbench.views.plots import heat_curve
 from workbench.views.still import still
 from workbench.views.style import VIEW_CSS, Html, shorten
+from workbench.views.trust_plots import evidence_html
 
 MEAN = "mean"
 CONVERGED = 0.01  # completeness error under which analysis/explain.py calls one clip's map converged
@@ -83,12 +93,17 @@ def map_player(
     width_px: int = 460,
     caption: str | None = None,
 ) -> ClipPlayer:
-    """One clip and, to its right and in step with it, the same clip under its heat map."""
+    """One clip and, to its right and in step with it, the same clip under its heat map.
+
+    Full colour of attention is its 99th percentile: one token that a head stares at would leave the rest untinted.
+    """
     heat = maps.upsampled(clip, layer=layer, head=head)
     compared = range(len(maps.clip_ids)) if shared_scale else [clip]
-    scale = heat_scale([maps.map(i, layer, head) for i in compared], signed=maps.signed)
+    attention = maps.method in ATTENTION
+    scale_of = robust_scale if attention else heat_scale
+    scale = scale_of([maps.map(i, layer, head) for i in compared], signed=maps.signed)
     tinted = overlay(maps.frames[clip], heat, signed=maps.signed, opacity=opacity, scale=scale)
-    legend = "Colours: " + map_legend(maps, scale, shared=shared_scale) + "."
+    legend = f"Colours: {map_legend(maps, scale, shared=shared_scale)}{f'; {BEYOND}' if attention else ''}."
     return ClipPlayer(
         side_by_side(maps.frames[clip], tinted),
         title=str(maps.clip_ids[clip]),
@@ -98,10 +113,38 @@ def map_player(
     )
 
 
+def taught_gallery(influence: Any, clip_id: str, train_clips: Any, *, top: int = 4) -> Html:
+    """Players of the training clips with the largest positive influence on one test clip, strongest first.
+
+    ``train_clips``: the table that the influence was taken from. Raises ValueError for a clip it was not taken on, or
+    another table.
+    """
+    if clip_id not in influence.test_ids:
+        raise ValueError(f"influence was not taken on {clip_id!r}; it knows {list(influence.test_ids)}")
+    rows = influence.table(top)
+    rows = rows[(rows.test_clip == clip_id) & (rows.effect == "helpful") & (rows.score > 0)]
+    position = {str(name): i for i, name in enumerate(train_clips.frame.clip_id)}
+    strangers = sorted(set(influence.train_ids) - set(position))
+    if strangers or influence.task not in train_clips.frame:
+        odd = f"lacks the clips {strangers[:3]}" if strangers else f"has no labels of {influence.task!r}"
+        raise ValueError(f"train_clips {odd}; give the table that the influence was taken from")
+    players = []
+    for line in rows.itertuples():
+        one = train_clips[[position[line.train_clip]]]
+        label = one.frame.iloc[0][influence.task]
+        words = f"labelled {label}\ninfluence {line.score:.3g}"
+        players.append(ClipPlayer(one, title=str(line.train_clip), caption=words))
+    words = f"By gradients of the last layer of task {influence.task}; the encoder's part is not seen."
+    return Html(gallery(players, empty="No training clip lowers the loss on this one.") + note(words))
+
+
 class AttentionView(ipywidgets.VBox):
     """Browse maps of :func:`workbench.explain`: one ``Maps``, a list of them, or a mapping from your own names.
 
-    The layer and head menus work for method ``attention`` only; the other methods have one map per clip.
+    The layer and head menus work for maps by layer and head (``attention``, ``task_attention``); the other methods have
+    one map per clip. ``report``: an ``ExplanationReport`` whose verdict and metrics are shown beside the map.
+    ``influence`` (of :func:`workbench.influence`, on these clips) and ``train_clips`` (the table it was taken from): a
+    button shows the training clips that taught the model most about the clip shown.
     """
 
     method = traitlets.Unicode(help="name of the maps shown")
@@ -111,8 +154,11 @@ class AttentionView(ipywidgets.VBox):
     opacity = traitlets.Float(0.7, min=0.0, max=1.0)
     shared_scale = traitlets.Bool(True, help="one colour scale for every clip of the method")
 
-    def __init__(self, maps: Any) -> None:
+    def __init__(self, maps: Any, *, report: Any = None, influence: Any = None, train_clips: Any = None) -> None:
         self.maps = named_maps(maps)
+        self.report, self.influence, self.train_clips = report, influence, train_clips
+        if (influence is None) != (train_clips is None):
+            raise ValueError("influence= and train_clips= belong together: the scores, and the clips to show for them")
         self._player = functools.lru_cache(maxsize=64)(self._make_player)
         self._pick_method = dropdown("Method", list(self.maps))
         self._pick_clip, self._pick_layer, self._pick_head = (
@@ -122,16 +168,23 @@ class AttentionView(ipywidgets.VBox):
             description="Opacity", min=0, max=1, step=0.05, readout_format=".2f", continuous_update=False
         )
         self._shared = ipywidgets.Checkbox(description="Same colour scale for all clips", indent=False)
-        self._video, self._curve = ipywidgets.HTML(), FigureBox()
+        self._video, self._curve, self._taught = ipywidgets.HTML(), FigureBox(), ipywidgets.HTML()
+        self._teach = ipywidgets.ToggleButton(
+            description="Training clips that taught it this",
+            layout=ipywidgets.Layout(width="max-content", display=None if influence is not None else "none"),
+        )
         menus = row(self._pick_method, self._pick_clip, self._pick_layer, self._pick_head)
         sliders = row(self._opacity, self._shared)
-        super().__init__([ipywidgets.HTML(VIEW_CSS), menus, sliders, self._video, self._curve.box])
+        super().__init__(
+            [ipywidgets.HTML(VIEW_CSS), menus, sliders, self._video, self._curve.box, self._teach, self._taught]
+        )
         self.add_class("wb-view")
         self.method = next(iter(self.maps))
         self._offer()
         for trait, control in self._controls().items():
             traitlets.link((self, trait), (control, "value"))
         self.observe(self._on_change, list(self._controls()))
+        self._teach.observe(lambda _change: self._show_taught(), "value")
         self._refresh()
 
     def _controls(self) -> dict[str, ipywidgets.Widget]:
@@ -195,11 +248,26 @@ class AttentionView(ipywidgets.VBox):
         return heat_curve({self.method: self.shown.upsampled(self.clip, layer=layer, head=head)})
 
     def _caution(self) -> str:
-        return note(CAUTION[self.shown.method in ATTENTION])
+        return note(CAUTION[self.shown.method in ATTENTION]) + evidence_html(self.report, self.method, self.shown)
+
+    def _show_taught(self) -> None:
+        known = self.influence is not None and str(self.shown.clip_ids[self.clip]) in self.influence.test_ids
+        unknown = note("The influence was not taken on this clip.")
+        self._taught.value = (self.taught() if known else unknown) if self._teach.value else ""
+
+    def taught(self, top: int = 4) -> Html:
+        """Players of the ``top`` training clips that most helped the model to say what it says of the clip shown.
+
+        Raises ValueError without ``influence``, or where it knows nothing of this clip.
+        """
+        if self.influence is None:
+            raise ValueError("no influence to show; pass influence= and train_clips= to AttentionView")
+        return taught_gallery(self.influence, str(self.shown.clip_ids[self.clip]), self.train_clips, top=top)
 
     def _refresh(self) -> None:
         self._video.value = self.player().html() + self._caution()
         self._curve.show(self._curve_figure())
+        self._show_taught()
 
     def freeze(self, *, max_clips: int = 8) -> Html:
         """Static HTML: up to ``max_clips`` clips of the method shown, playing beside their maps, and the curve."""

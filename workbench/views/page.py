@@ -116,11 +116,16 @@ def page(title: str, lead: str, sections: Iterable[tuple[str, str]], footer: str
 
 
 def write_page(path: Path, text: str) -> Path:
-    """Write ``text`` so that a reader meets the old file or the whole new one."""
+    """Write ``text`` as UTF-8, like :func:`write_whole`."""
+    return write_whole(path, text.encode())
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Write ``data`` so that a reader meets the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(data)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

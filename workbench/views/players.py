@@ -225,6 +225,18 @@ def heat_scale(heats: Iterable[np.ndarray], *, signed: bool) -> tuple[float, flo
     return min(float(v.min()) for v in values), max(float(v.max()) for v in values)
 
 
+SHOWN = 99.0  # percentile of the absolute values at full colour of a robust scale
+BEYOND = "one token in a hundred is beyond"
+
+
+def robust_scale(heats: Sequence[np.ndarray], *, signed: bool) -> tuple[float, float]:
+    """Like :func:`heat_scale`, from 0 to the 99th percentile: else one token in a thousand leaves the rest untinted."""
+    top = float(np.percentile(np.abs(np.concatenate([np.ravel(h) for h in heats])), SHOWN))
+    if top <= 0:  # nearly all tokens got nothing
+        return heat_scale(heats, signed=signed)
+    return (-top if signed else 0.0), top
+
+
 def overlay(
     frames: np.ndarray,
     heat: np.ndarray,
@@ -250,10 +262,15 @@ def overlay(
     return np.round(frames * (1 - strength) + colours * strength).astype(np.uint8)
 
 
-def scale_note(scale: tuple[float, float], *, signed: bool, shared: bool, unit: str = "") -> str:
-    """What the colours stand for, in words; ``unit`` follows each number."""
+def scale_note(
+    scale: tuple[float, float], *, signed: bool, shared: bool = False, unit: str = "", among: str | None = None
+) -> str:
+    """What the colours stand for, in words; ``unit`` follows each number.
+
+    ``among``: what the scale is shared by, where that is neither all clips (``shared``) nor this one alone.
+    """
     low, high = scale
-    own = "the same scale for every clip" if shared else "scale of this clip alone"
+    own = among or ("the same scale for every clip" if shared else "scale of this clip alone")
     if signed:
         return f"red: for the target, blue: against; full colour at ±{high:.2g}{unit} ({own})"
     return f"no tint: {low:.2g}{unit}, brightest: {high:.2g}{unit} ({own})"

@@ -1,6 +1,8 @@
-"""One run while it trains and after: its curves with what the training doctor found, and the learning-rate finder's."""
+"""One run while it trains and after: its curves with what the training doctor found, how its tasks pull at each other,
+and the learning-rate finder's curve."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,17 @@ from plotly.subplots import make_subplots
 from workbench.training.checking.findings import Finding
 from workbench.training.checking.rate_finder import RateCurve
 from workbench.views.still import still
-from workbench.views.style import GREY, OKABE_ITO, Html, base_figure, escape, gaps, plot_text, words_only
+from workbench.views.style import (
+    GREY,
+    OKABE_ITO,
+    Html,
+    base_figure,
+    escape,
+    gaps,
+    line_styles,
+    plot_text,
+    words_only,
+)  # fmt: skip
 
 _MARKS = ("triangle-up", "diamond", "square")
 
@@ -60,6 +72,81 @@ def _mark(fig: go.Figure, history: pd.DataFrame, findings: Sequence[Finding]) ->
             name=plot_text(code), showlegend=True, marker={"color": GREY, "size": 12, "symbol": _MARKS[i % 3]},
             text=[plot_text(str(f)) for f in same], hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
+
+
+def conflict_curves(run: Any) -> go.Figure:
+    """How several tasks learn together, by epoch: each one's training loss, its weight, the length of its gradient
+    where the tasks meet, and the cosine between each pair's (below the grey line, which is 0, they pull apart).
+
+    ``run`` is a run or a history (a DataFrame). Lengths and cosines are drawn where the setup compares gradients: with
+    ``measure_conflict``, or a balance that does. The weights of an aggregation are those of the tasks' gradients.
+    """
+    history: pd.DataFrame = run if isinstance(run, pd.DataFrame) else run.history
+    tasks = [c.removeprefix("loss_") for c in history if c.startswith("loss_")]
+    pairs = {f"{a} and {b}": f"cosine_{a}_{b}" for a, b in combinations(tasks, 2)}
+    measured = any(column in history and history[column].notna().any() for column in pairs.values())
+    titles = ("training loss", "weight", "length of the gradient", "cosine between gradients")
+    rows = 2 if measured else 1
+    fig = make_subplots(
+        rows=rows, cols=2, horizontal_spacing=0.11, vertical_spacing=0.16, subplot_titles=titles[: 2 * rows]
+    )
+    base_figure(fig, 560 if measured else 320)
+    fig.update_layout(legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"})
+    if history.empty or not tasks:
+        return words_only(fig, "one task only: nothing to compare" if not history.empty else "no epoch yet")
+    what = ("loss", "weight", "norm")[: 3 if measured else 2]
+    lines = [(panel, f"{kind}_{task}", task) for panel, kind in enumerate(what) for task in tasks]
+    lines += [(3, column, name) for name, column in pairs.items() if measured]
+    styles = line_styles([*tasks, *pairs])
+    for panel, column, name in (line for line in lines if line[1] in history):
+        style = styles[name]
+        fig.add_scatter(
+            x=history["epoch"], y=gaps(history[column]), row=1 + panel // 2, col=1 + panel % 2, mode="lines+markers",
+            name=plot_text(name), legendgroup=plot_text(name), showlegend=panel in (0, 3),
+            line={"color": style.colour, "dash": style.dash, "width": 2},
+            marker={"color": style.colour, "symbol": style.symbol, "size": 5},
+            hovertemplate=f"{plot_text(name)}<br>epoch %{{x}}: %{{y:.3g}}<extra></extra>",
+        )  # fmt: skip
+    if measured:
+        _zero_line(fig, row=2, col=2)
+    last = int(history["epoch"].iloc[-1])
+    ticks = list(range(1, last + 1, -(-last // 10)))
+    fig.update_xaxes(tickvals=ticks, ticktext=[str(t) for t in ticks], range=[0.8, last + 0.2])
+    fig.update_xaxes(title_text="epoch", title_standoff=6, row=rows)
+    for row, col in ((1, 1), (1, 2), (2, 1))[: len(what)]:
+        fig.update_yaxes(rangemode="tozero", row=row, col=col)
+    return fig
+
+
+def layer_conflict_plot(frame: pd.DataFrame) -> go.Figure:
+    """Cosine between each pair of tasks' gradients by layer, from the input on: a dot per batch and their mean, as
+    :func:`~workbench.training.layer_conflict.layer_conflict` gives them."""
+    fig = base_figure(go.Figure(), 340)
+    fig.update_layout(legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"})
+    layers = list(dict.fromkeys(frame["layer"]))
+    groups = {f"{a} and {b}": part for (a, b), part in frame.groupby(["task", "other"], sort=False)}
+    for name, style in line_styles(groups).items():
+        part, place = groups[name], {layer: i for i, layer in enumerate(layers)}
+        means = part.groupby("layer", sort=False)["cosine"].mean().reindex(layers)
+        fig.add_scatter(
+            x=[place[layer] for layer in part["layer"]], y=gaps(part["cosine"]), mode="markers", showlegend=False,
+            marker={"color": style.colour, "size": 5, "opacity": 0.4}, hoverinfo="skip", name=plot_text(name),
+        )  # fmt: skip
+        fig.add_scatter(
+            x=list(range(len(layers))), y=gaps(means), mode="lines+markers", name=plot_text(name), showlegend=True,
+            line={"color": style.colour, "dash": style.dash, "width": 2},
+            marker={"color": style.colour, "symbol": style.symbol, "size": 7}, customdata=layers,
+            hovertemplate=f"{plot_text(name)}<br>%{{customdata}}: %{{y:.2f}}<extra></extra>",
+        )  # fmt: skip
+    _zero_line(fig)
+    fig.update_xaxes(tickvals=list(range(len(layers))), ticktext=[plot_text(layer) for layer in layers])
+    fig.update_yaxes(title_text="cosine between gradients")
+    return fig
+
+
+def _zero_line(fig: go.Figure, **where: int) -> None:
+    """Where two tasks neither help nor hurt each other."""
+    fig.add_hline(y=0, line={"color": GREY, "width": 1}, **where)
 
 
 def findings_html(findings: Sequence[Finding]) -> Html:

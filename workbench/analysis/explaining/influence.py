@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm.auto import tqdm
 
+from workbench.analysis.explaining.refit import refitted
 from workbench.analysis.explaining.targets import evaluating, frames_of
 from workbench.data.tables import ClipTable, Task
 from workbench.models.tml import TML
@@ -43,11 +44,14 @@ class Influence:
     train_labels: np.ndarray
     checkpoints: int
     """States of training that the scores are sums over."""
+    penalties: tuple[float, ...] = ()
+    """Of the last layers fitted anew (``refit=True``), one per state; empty: the runs' own last layers."""
 
     def __repr__(self) -> str:
         return (
             f"Influence of {len(self.train_ids)} training clips on the {self.of} of task {self.task!r} for "
             f"{len(self.test_ids)} clips; {self.checkpoints} checkpoint(s), last layer only"
+            f"{', fitted anew' if self.penalties else ''}"
         )
 
     def table(self, top: int = 5) -> pd.DataFrame:
@@ -69,7 +73,9 @@ class Influence:
     def suspects(self, top: int = 20) -> pd.DataFrame:
         """Training clips to look at for a wrong label: those with the largest influence on themselves.
 
-        As good as the model: of one that has not learned the task, the list holds clips that are merely hard.
+        As good as the last layer: of one that underfits its features, the list holds clips that are merely hard. On
+        planted wrong labels a logistic probe with too strong a penalty ranked them at a precision of 0.73 among 20, the
+        same features with the penalty chosen by cross-validation at 0.93: use ``influence(..., refit=True)``.
         Columns ``train_clip, train_label, self_influence``. TracIn's own use of it: https://arxiv.org/abs/2002.08484,
         section 4.1.
         """
@@ -82,7 +88,8 @@ class Influence:
 
 def influence(
     run: Any, train_clips: Clips, test_clips: Clips, *, task: str | None = None, of: str = "prediction",
-    train_labels: Labels = None, test_labels: Labels = None, device: str = "auto", progress: bool = True,
+    train_labels: Labels = None, test_labels: Labels = None, refit: bool = False, device: str = "auto",
+    progress: bool = True,
 ) -> Influence:  # fmt: skip
     """Which training clips taught ``run`` what it says of ``test_clips``.
 
@@ -91,6 +98,10 @@ def influence(
     ``train_labels`` (class indices, 0/1 or values). ``task``: None is the run's first; multiclass, binary or
     regression. ``of``: ``"prediction"``, what the model says of a test clip, or ``"label"``, what is true of it (needs
     labels). Training clips without a label are left out.
+    ``refit``: first fit the task's last layer anew to the training clips, with the penalty that clips held out (by
+    their labels as given) ask for; the way to look for wrong labels with a model that is not trained to its end. The
+    prediction is then that layer's. Clips are held out from the last layer only: an encoder fine-tuned on them has
+    seen their labels, wrong ones too, and its features are then no fair test of a penalty.
 
     TracIn (https://arxiv.org/abs/2002.08484) follows the loss through the steps of training; Captum's fast form looks
     at the gradients of the last layer's weights alone. Its limits here: a run keeps the weights of one epoch, so one
@@ -105,6 +116,7 @@ def influence(
         raise ValueError("no run to take influence from; give a run, or several states of one training")
     where = str(pick_device(device))
     scores = own = None
+    penalties: list[float] = []
     for state in states:
         model: TML = state.model(where)
         chosen = model.task(task) if task else model.tasks[0]
@@ -114,14 +126,19 @@ def influence(
         trained = _Side(state, model, chosen, train_clips, train_labels, shift, progress)
         tested = _Side(state, model, chosen, test_clips, test_labels, shift, progress)
         trained.keep(~np.isnan(trained.needed("train_clips")))
+        linear = _linear(model, chosen)
+        if refit:
+            linear, penalty = refitted(linear, chosen, trained.features, trained.needed("train_clips"), trained.groups)
+            penalties.append(penalty)
+            tested.read(linear)
         targets = tested.said if of == "prediction" else torch.from_numpy(tested.needed("test_clips"))
-        tracer = _tracer(model, chosen, trained)
+        tracer = _tracer(linear, chosen, trained)
         found = tracer.influence((tested.features, _shaped(chosen, targets))).double().cpu().numpy()
         selfs = tracer.self_influence().double().cpu().numpy()
         scores, own = (found, selfs) if scores is None or own is None else (scores + found, own + selfs)
     assert scores is not None and own is not None and trained.labels is not None
     return Influence(
-        chosen.name, of, scores, own, trained.ids, tested.ids, trained.labels, len(states)
+        chosen.name, of, scores, own, trained.ids, tested.ids, trained.labels, len(states), tuple(penalties)
     )  # fmt: skip
 
 
@@ -135,9 +152,19 @@ class _Side:
         self.features, self.outputs = _last_layer(model, task, frames, progress)  # (n, D), (n, K)
         self.shift = shift if task.kind == "regression" else (0.0, 1.0)
         self.labels = _labels(task, clips, labels, self.ids)
-        self.said = self.outputs.argmax(-1) if task.kind == "multiclass" else self.outputs[:, 0]
-        if task.kind == "binary":
-            self.said = (self.said > 0).float()
+        self.groups = _groups(clips, self.ids)
+        self.kind = task.kind
+        self.said = self._said()
+
+    def _said(self) -> Tensor:
+        said = self.outputs.argmax(-1) if self.kind == "multiclass" else self.outputs[:, 0]
+        return (said > 0).float() if self.kind == "binary" else said
+
+    @torch.no_grad()
+    def read(self, linear: nn.Linear) -> None:
+        """Take what ``linear`` says in place of what the model's own last layer said."""
+        self.outputs = linear(self.features)
+        self.said = self._said()
 
     def needed(self, name: str) -> np.ndarray:
         """float64 (n,), NaN where missing; a regression's in the model's units."""
@@ -149,6 +176,7 @@ class _Side:
         assert self.labels is not None
         self.features, self.labels = self.features[torch.from_numpy(rows)], self.labels[rows]
         self.ids = tuple(np.array(self.ids)[rows])
+        self.groups = None if self.groups is None else [g for g, kept in zip(self.groups, rows, strict=True) if kept]
 
 
 def _labels(task: Task, clips: Clips, labels: Labels, ids: tuple[str, ...]) -> np.ndarray | None:
@@ -168,9 +196,22 @@ def _labels(task: Task, clips: Clips, labels: Labels, ids: tuple[str, ...]) -> n
     return found
 
 
+def _groups(clips: Clips, ids: tuple[str, ...]) -> list[str] | None:
+    if not isinstance(clips, ClipTable):
+        return None
+    by_id = dict(zip(clips.frame.clip_id.astype(str), clips.frame.group.astype(str), strict=True))
+    return [by_id[i] for i in ids]
+
+
+def _linear(model: TML, task: Task) -> nn.Linear:
+    linear = model.head.linears[[t.name for t in model.tasks].index(task.name)]
+    assert isinstance(linear, nn.Linear)
+    return linear
+
+
 def _last_layer(model: TML, task: Task, frames: np.ndarray, progress: bool) -> tuple[Tensor, Tensor]:
     """What goes into the task's last layer (n, D), and what comes out (n, K), on the CPU."""
-    linear = model.head.linears[[t.name for t in model.tasks].index(task.name)]
+    linear = _linear(model, task)
     kept: list[tuple[Tensor, Tensor]] = []
     hook = linear.register_forward_hook(lambda _m, args, y: kept.append((args[0].cpu(), y.cpu())))
     try:
@@ -189,9 +230,9 @@ def _shaped(task: Task, targets: Tensor) -> Tensor:
     return targets.long() if task.kind == "multiclass" else targets.float()[:, None]
 
 
-def _tracer(model: TML, task: Task, trained: _Side) -> TracInCPFast:
+def _tracer(linear: nn.Linear, task: Task, trained: _Side) -> TracInCPFast:
     """Captum's tracer on a copy of the last layer alone: its input is all that the fast form needs of the model."""
-    linear = copy.deepcopy(model.head.linears[[t.name for t in model.tasks].index(task.name)]).cpu()
+    linear = copy.deepcopy(linear).cpu()
     losses: dict[str, nn.Module] = {
         "multiclass": nn.CrossEntropyLoss(reduction="sum"), "binary": nn.BCEWithLogitsLoss(reduction="sum"),
         "regression": nn.MSELoss(reduction="sum"),

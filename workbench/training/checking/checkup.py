@@ -37,6 +37,7 @@ from workbench.data.mix import Pairing
 from workbench.data.tables import Task
 from workbench.data.tasks import target_slices
 from workbench.models.tml import TML
+from workbench.training.balance_spec import parse_balance
 from workbench.training.checking import checks
 from workbench.training.checking.evidence import Evidence, Seen
 from workbench.training.checking.findings import Finding
@@ -82,6 +83,8 @@ class Checkup:
         self._labelled = torch.zeros(len(self.tasks), dtype=torch.bool)  # in the batches whose norms were taken
         self._sampled = 0
         self._uninformed = {task.name: 0 for task in self.tasks}  # epochs running
+        # Tasks that the setup itself takes out, by static:<task>=0: that they do not learn is no finding.
+        self._left_out = {name for name, weight in parse_balance(setup.balance, solvers=False).weights if weight == 0}
         self._epoch = self._step = 0
         self._note(checks.check_rates(setup))
         if val_targets is not None:
@@ -129,7 +132,8 @@ class Checkup:
         if self._sampled >= ENOUGH_SAMPLES:
             never = [-1.0] * len(self._trains)
             norms = dict(zip(self._trains, never if self._norms is None else self._norms.tolist(), strict=True))
-            labelled = [t for t, known in zip(self.tasks, self._labelled.tolist(), strict=True) if known]
+            known = zip(self.tasks, self._labelled.tolist(), strict=True)
+            labelled = [t for t, some in known if some and t.name not in self._left_out]
             self._note(checks.check_heads(self.tasks, labelled, norms, self._same(self._heads), self._step))
             ndims = {name: self._parameters[name].ndim for name in self._trains}
             self._note(checks.check_gradients(norms, ndims, self._sampled))
@@ -149,7 +153,7 @@ class Checkup:
         enough = self._epoch >= ENOUGH_EPOCHS and self._step >= ENOUGH_STEPS
         warned = any(f.code == "rate-out-of-range" for f in self.findings)
         for task in self.tasks:
-            if (seen := found.get(task.name)) is None:
+            if (seen := found.get(task.name)) is None or task.name in self._left_out:
                 continue
             self._uninformed[task.name] = self._uninformed[task.name] + 1 if seen.uninformed else 0
             stuck = self._uninformed[task.name] >= 2

@@ -19,8 +19,9 @@ from workbench.models.droppath import drop_path
 from workbench.models.strategies import parse_strategy
 from workbench.training.feed import Feed, augment_of, feed, loader, targets_of
 from workbench.training.finetune import make_accelerator, precision_of
+from workbench.training.joint import Joint
 from workbench.training.loop import mix_of
-from workbench.training.losses import criterion_of, standardisation, total_loss
+from workbench.training.losses import criterion_of, labelled_clips, standardisation, summed, task_losses
 from workbench.training.optim import make_optimizer, parameter_groups
 from workbench.training.predict import pick_device
 from workbench.training.probing.features import Features, HeadOnly
@@ -87,9 +88,10 @@ def find_lr(
     """Sweep the peak rates of ``setup`` over ``steps`` training steps, from ``low`` to ``high`` times what they are.
 
     Backbone and heads rise together, in the proportion that the setup gives them, evenly on a logarithmic scale. Each
-    step is one of :func:`~workbench.training.finetune.fine_tune` (same batches, augmentation, mixing, loss, optimiser,
-    clipping; no warm-up). The model is one of its own: nothing that the caller holds changes, its random state
-    included. Raises ValueError on fewer than 10 steps, on ``low`` not below ``high``, and where ``fine_tune`` would.
+    step is one of :func:`~workbench.training.finetune.fine_tune` (same batches, augmentation, mixing, loss, balance,
+    optimiser, clipping; no warm-up). The model is one of its own: nothing that the caller holds changes, its random
+    state included. Raises ValueError on fewer than 10 steps, on ``low`` not below ``high``, and where ``fine_tune``
+    would.
     """
     setup = Setup(strategy=setup) if isinstance(setup, str) else setup
     if steps < 10 or not 0 < low < high:
@@ -149,7 +151,8 @@ def _sweep(
     model.to(accelerator.device)  # before features are computed
     precision = precision_of(accelerator)
     data = feed(table, setup, model.backbone, workers=workers, progress=progress, precision=precision)
-    optimizer = make_optimizer(parameter_groups(model, setup), setup)
+    joint = Joint(setup.replace(measure_conflict=0), model, accelerator.device)
+    optimizer = make_optimizer(parameter_groups(model, setup) + joint.groups(), setup)
     # As in the loop: where the backbone is frozen, a batch may be stored features of its clips.
     stored = data.train if isinstance(data.train, Features) else None
     network, optimizer = accelerator.prepare(HeadOnly(model, stored.kind, stored.grid) if stored else model, optimizer)
@@ -162,16 +165,19 @@ def _sweep(
     frozen = parse_strategy(setup.strategy).frozen
     network.train()
     with drop_path(model.backbone, 0.0 if frozen else setup.drop_path):
-        for factor in tqdm(factors, desc="learning rates", disable=not progress, mininterval=0.5):
+        for step, factor in enumerate(tqdm(factors, desc="learning rates", disable=not progress, mininterval=0.5)):
             value = 0.0
             for _ in range(setup.accumulation):
                 pixel_values, targets, pairing = next(batches)
-                loss = total_loss(
-                    table.tasks, network(pixel_values), targets, standard,
-                    label_smoothing=setup.label_smoothing, pairing=pairing, criterion=criterion,
-                )  # fmt: skip
-                accelerator.backward(loss)  # divides by the accumulation
-                value += loss.item() / setup.accumulation
+                with joint.watch(step) as seen:
+                    each = task_losses(
+                        table.tasks, network(pixel_values), targets, standard,
+                        label_smoothing=setup.label_smoothing, pairing=pairing, criterion=criterion,
+                    )  # fmt: skip
+                value += summed(each).item() / setup.accumulation
+                if not math.isfinite(value):  # its gradients could not be weighed
+                    break
+                joint.backward(each, labelled_clips(table.tasks, targets, pairing), seen, step, setup.accumulation)
             losses.append(value)
             if not math.isfinite(value) or _diverged(losses):
                 break
@@ -199,7 +205,7 @@ def _prepared(
     stored = isinstance(data.train, Features)
     augment = augment_of(setup, model.backbone, flip=table.info.horizontal_flip, reverse=table.info.time_reversal)
     mix = mix_of(setup, table.tasks)
-    batches, order = loader(data.train, setup.seed, setup.batch_size)
+    batches, order = loader(data.train, setup.seed, setup.batch_size, task_sampling=setup.task_sampling)
     torch.manual_seed(setup.seed)
     chance = torch.Generator().manual_seed(setup.seed)
     while True:

@@ -34,7 +34,8 @@ _KINDS = ("multiclass", "binary", "regression")
 # What a batched probe does not do; fields of a Setup and the values that it needs there.
 _PLAIN: dict[str, Any] = {
     "optimizer": "adamw", "loss": "ce", "class_weights": None, "label_smoothing": 0.0, "ema": 0.0, "accumulation": 1,
-    "patience": 0, "mixup": 0.0, "cutmix": 0.0,
+    "patience": 0, "mixup": 0.0, "cutmix": 0.0, "head": None, "decoder_layers": 1, "balance": "sum",
+    "task_sampling": "proportional", "measure_conflict": 0,
 }  # fmt: skip
 
 
