@@ -30,7 +30,7 @@ def test_group_weights_draw_as_many_groups_as_there_are_and_whole_ones():
 def test_group_weights_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch):
     groups = np.arange(9) // 2
     whole = np.concatenate(list(group_weights(groups, resamples=50, seed=3)))
-    monkeypatch.setattr("workbench.analysis.bootstrap._CHUNK_ELEMENTS", 30)
+    monkeypatch.setattr("workbench.analysis.bootstrap.CHUNK_ELEMENTS", 30)
     chunks = list(group_weights(groups, resamples=50, seed=3))
     assert len(chunks) > 5
     assert (np.concatenate(chunks) == whole).all()

@@ -16,7 +16,7 @@ MIN_GROUPS = 6
 """Fewer groups than this cannot show a difference: even if all agree in sign, a two-sided sign test gives
 ``p = 2 / 2**groups > 0.05`` up to five."""
 
-_CHUNK_ELEMENTS = 2_000_000
+CHUNK_ELEMENTS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def group_weights(groups: np.ndarray, *, resamples: int, seed: int, draws: int |
     count = int(groups.max()) + 1
     taken = count if draws is None else draws
     rng = np.random.default_rng(seed)
-    step = max(1, _CHUNK_ELEMENTS // max(len(groups), count))
+    step = max(1, CHUNK_ELEMENTS // max(len(groups), count))
     for first in range(0, resamples, step):
         rows = min(step, resamples - first)
         drawn = rng.integers(count, size=(rows, taken)) + count * np.arange(rows)[:, None]

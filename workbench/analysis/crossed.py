@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.analysis.bootstrap import MIN_GROUPS, group_weights, percentile_interval, sign_p_value
+from workbench.analysis.bootstrap import CHUNK_ELEMENTS, MIN_GROUPS, group_weights, percentile_interval, sign_p_value
 from workbench.analysis.evaluate import deciding_groups, why_undefined
 from workbench.analysis.predictions import Predicted, TaskRows, task_rows, tasks_of
 from workbench.analysis.repeats import Spread
@@ -21,8 +21,6 @@ from workbench.training.metrics import main_metric, weighted_metrics
 MIN_SEEDS = 6
 """Fewer seeds than this cannot show a difference: even if all agree in sign, a two-sided sign test gives
 ``p = 2 / 2**seeds > 0.05`` up to five."""
-
-_CHUNK_ELEMENTS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class Resamples:
 
     def _drawn(self, kind: str, metric: str, rows: TaskRows, columns: np.ndarray) -> np.ndarray:
         """The metric of one seed on each resample of the groups (resamples,)."""
-        step = max(1, _CHUNK_ELEMENTS // max(1, len(columns)))
+        step = max(1, CHUNK_ELEMENTS // max(1, len(columns)))
         parts = [
             _metric(kind, metric, rows, self.by_group[start : start + step][:, columns])
             for start in range(0, len(self.by_group), step)

@@ -2,6 +2,7 @@
 
 import html
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +17,15 @@ DELTA_M = (
 )
 
 
-class _Shown:
+class _Shown(ABC):
     """A table that reads in a shell and in a notebook, with its caption."""
 
     @property
-    def caption(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def caption(self) -> str: ...
 
-    def formatted(self) -> pd.DataFrame:
-        raise NotImplementedError
+    @abstractmethod
+    def formatted(self) -> pd.DataFrame: ...
 
     def __str__(self) -> str:
         return f"{self.formatted().to_string(index=False)}\n\n{self.caption}"
