@@ -79,7 +79,7 @@ studies: $(STAMP)
 
 book: $(STAMP)
 	@mkdir -p reports/book
-	$(BIN)/jupyter nbconvert --execute --to html --output-dir reports/book \
+	WORKBENCH_FREEZE=1 $(BIN)/jupyter nbconvert --execute --to html --output-dir reports/book \
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.timeout=3600 notebooks/*.ipynb
 
 # Install or upgrade what you want in .venv first; this writes down what is there. No stamp: it must not undo the upgrade.

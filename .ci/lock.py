@@ -29,11 +29,10 @@ _PLATFORM = re.compile(r"\b(sys_platform|platform_system|platform_machine|os_nam
 
 
 def asked_for(pyproject: dict) -> list[Requirement]:
-    """The requirements that pyproject.toml names: build, run and every extra."""
+    """The requirements that pyproject.toml names: build, run and the extra ``dev``; other extras are the user's."""
     project = pyproject["project"]
-    named = [*pyproject["build-system"]["requires"], *project["dependencies"]]
-    for extra in project.get("optional-dependencies", {}).values():
-        named += extra
+    extra = project["optional-dependencies"]["dev"]
+    named = [*pyproject["build-system"]["requires"], *project["dependencies"], *extra]
     return [Requirement(line) for line in named]
 
 

@@ -194,3 +194,22 @@ def test_train_by_a_recipe_and_sweep_by_each_strategys_own(
     assert [load_run(path).setup.warmup for path in folders] == [pytest.approx(10 / 90), 0.0]
     assert main(["train", str(folder), "--recipe", "nope", *options]) == 2
     assert "error: recipe 'nope' is not known" in capsys.readouterr().err
+
+
+def test_compare_reads_a_folder_of_runs_and_writes_table_and_page(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in ("0", "1"):
+        assert train(folder, tmp_path / "runs", "--seed", seed) == 0
+    capsys.readouterr()
+    table, page = tmp_path / "out" / "runs.csv", tmp_path / "out" / "runs.html"
+    asked = ["--pairs", "--seeds", "--differences", "--csv", str(table), "--html", str(page)]
+    assert main(["compare", str(tmp_path / "runs"), *asked]) == 0
+    said = capsys.readouterr().out
+    assert "Difference: first minus second" in said and "Mean over seeds" in said and "setup.seed" in said
+    lines = table.read_text().splitlines()
+    assert lines[0].startswith("run,task,metric,value,low,high") and len(lines) == 3
+    text = page.read_text()
+    assert text.count("<svg ") == 7 and "http" not in text.replace("http://www.w3.org", "")
+    assert main(["compare", str(tmp_path)]) == 2  # neither a run nor a folder of runs
+    assert "has no run.json" in capsys.readouterr().err

@@ -19,12 +19,13 @@ from packaging.version import Version
 
 REPO = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
+# What the lock holds; the other extras are for users who want them.
 NAMED = [
     Requirement(line)
     for lines in (
         PROJECT["build-system"]["requires"],
         PROJECT["project"]["dependencies"],
-        *PROJECT["project"]["optional-dependencies"].values(),
+        PROJECT["project"]["optional-dependencies"]["dev"],
     )
     for line in lines
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds the two lists together
     from workbench.analysis.balance_front import balance_front as balance_front
     from workbench.analysis.compare import compare as compare
+    from workbench.analysis.comparing.front import pareto as pareto
     from workbench.analysis.errors import errors as errors
     from workbench.analysis.evaluate import evaluate as evaluate
     from workbench.analysis.explain import explain as explain
@@ -18,11 +19,21 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds 
     from workbench.analysis.label_study import label_study as label_study
     from workbench.analysis.map_comparison import compare_classes as compare_classes
     from workbench.analysis.map_comparison import compare_maps as compare_maps
+    from workbench.analysis.mistakes.calibration import calibration as calibration
+    from workbench.analysis.mistakes.embedding import embedding as embedding
+    from workbench.analysis.mistakes.embedding import neighbours as neighbours
+    from workbench.analysis.mistakes.label_errors import label_errors as label_errors
+    from workbench.analysis.mistakes.marks import Marks as Marks
+    from workbench.analysis.mistakes.properties import clip_properties as clip_properties
+    from workbench.analysis.mistakes.slices import slices as slices
     from workbench.analysis.multitask import multitask_report as multitask_report
     from workbench.analysis.multitask import task_affinity as task_affinity
     from workbench.analysis.operating_point import choose_threshold as choose_threshold
     from workbench.analysis.operating_point import realised_rate as realised_rate
+    from workbench.analysis.robustness import robustness as robustness
     from workbench.analysis.screening import screen as screen
+    from workbench.analysis.stress.domain import domain_shift as domain_shift
+    from workbench.analysis.stress.temporal import temporal_probes as temporal_probes
     from workbench.analysis.timeline import screen_video as screen_video
     from workbench.analysis.transferability import transferability as transferability
     from workbench.data.clips import ClipDecodeError as ClipDecodeError
@@ -47,6 +58,9 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds 
     from workbench.training.checking.rate_finder import find_lr as find_lr
     from workbench.training.export import export as export
     from workbench.training.finetune import fine_tune as fine_tune
+    from workbench.training.launch import Launched as Launched
+    from workbench.training.launch import find_jobs as find_jobs
+    from workbench.training.launch import launch as launch
     from workbench.training.layer_conflict import layer_conflict as layer_conflict
     from workbench.training.predict import predict as predict
     from workbench.training.probing.features import features_of as features_of
@@ -54,6 +68,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds 
     from workbench.training.recipes import recipe as recipe
     from workbench.training.recipes import recipe_sources as recipe_sources
     from workbench.training.runs import Run as Run
+    from workbench.training.runs import find_runs as find_runs
     from workbench.training.runs import load_run as load_run
     from workbench.training.setup import Setup as Setup
     from workbench.training.sweep import sweep as sweep
@@ -62,8 +77,12 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test holds 
     from workbench.views.contact_sheet import ContactSheet as ContactSheet
     from workbench.views.error_view import ErrorView as ErrorView
     from workbench.views.head_grid import HeadGridView as HeadGridView
+    from workbench.views.launch_panel import LaunchPanel as LaunchPanel
     from workbench.views.map_export import export_maps as export_maps
     from workbench.views.players import ClipPlayer as ClipPlayer
+    from workbench.views.robustness_plots import robustness_curves as robustness_curves
+    from workbench.views.robustness_plots import robustness_map as robustness_map
+    from workbench.views.robustness_plots import temporal_plot as temporal_plot
     from workbench.views.side_view import SideBySideView as SideBySideView
     from workbench.views.token_view import TokenView as TokenView
     from workbench.views.tradeoff_view import TradeoffView as TradeoffView
@@ -135,6 +154,25 @@ _PUBLIC = {
     "layer_conflict": "training.layer_conflict",
     "conflict_curves": "views.training_plots",
     "layer_conflict_plot": "views.training_plots",
+    "calibration": "analysis.mistakes.calibration",
+    "label_errors": "analysis.mistakes.label_errors",
+    "slices": "analysis.mistakes.slices",
+    "clip_properties": "analysis.mistakes.properties",
+    "embedding": "analysis.mistakes.embedding",
+    "neighbours": "analysis.mistakes.embedding",
+    "Marks": "analysis.mistakes.marks",
+    "pareto": "analysis.comparing.front",
+    "robustness": "analysis.robustness",
+    "temporal_probes": "analysis.stress.temporal",
+    "domain_shift": "analysis.stress.domain",
+    "robustness_curves": "views.robustness_plots",
+    "robustness_map": "views.robustness_plots",
+    "temporal_plot": "views.robustness_plots",
+    "launch": "training.launch",
+    "Launched": "training.launch",
+    "find_jobs": "training.launch",
+    "LaunchPanel": "views.launch_panel",
+    "find_runs": "training.runs",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

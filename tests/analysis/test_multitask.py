@@ -169,7 +169,7 @@ def test_multitask_report_trains_each_way_once_per_seed_on_the_labelled_clips(
     report = multitask_report(tiny_table, setup, singles={
         t: setup.replace(lr=1e-4 * i) for i, t in enumerate(("direction", "bright", "speed"), start=1)
     }, **options)  # fmt: skip
-    assert len(list(tmp_path.iterdir())) == 8
+    assert len(list(tmp_path.glob("squares-*"))) == 8
     assert report.table.task.tolist() == ["direction", "bright", "speed"]
     speed = report.singles["speed"][1]
     assert speed.record["data"]["clips"] == {"train": 15, "val": 7, "test": 7} and speed.setup.lr == pytest.approx(3e-4)

@@ -90,12 +90,12 @@ def test_comparison_view_refuses_an_unknown_task(runs: dict[str, StandInRun]) ->
 
 def test_comparison_view_freezes_without_scripts_or_links(runs: dict[str, StandInRun]) -> None:
     frozen = ComparisonView({HOSTILE: runs["full"], "b": runs["linear"]}).freeze()
-    assert frozen.count("<svg ") == 3
+    assert frozen.count("<svg ") == 7
     assert "<script" not in frozen
     assert "<img" not in frozen
     assert "&lt;img src=x onerror=alert(1)&gt;" in frozen
     assert frozen._repr_html_() == frozen
-    assert len(frozen) < 300_000
+    assert len(frozen) < 500_000
 
 
 def test_attention_view_offers_layers_and_heads_only_for_attention() -> None:

@@ -8,19 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.analysis.bootstrap import (
-    MIN_GROUPS,
-    bootstrap,
-    holm,
-    percentile_interval,
-    sign_p_value,
-)
-from workbench.analysis.comparison import ALPHA, Comparison
-from workbench.analysis.evaluate import deciding_groups, interval_note, why_undefined
+from workbench.analysis.bootstrap import holm, percentile_interval
+from workbench.analysis.comparing.evidence import Evidence, gather
+from workbench.analysis.comparing.paired import expanded_interval, level, paired_p_value
+from workbench.analysis.comparison import Comparison
+from workbench.analysis.evaluate import interval_note, why_undefined
 from workbench.analysis.predictions import Predicted, TaskRows, quarantined, task_rows
 from workbench.data.protocol import Protocol
 from workbench.data.tables import Task
-from workbench.training.metrics import main_metric, weighted_metrics
 
 __all__ = ["Comparison", "compare"]
 
@@ -30,37 +25,47 @@ def compare(
     *,
     split: str = "test",
     reference: str | None = None,
+    tasks: Sequence[str] | None = None,
+    metrics: Mapping[str, str] | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Comparison:
     """Compare runs on the same clips; ``runs`` are Runs or :class:`Predictions`, as a list or ``{name: run}``.
 
-    Every run is set against ``reference`` (the first run unless named). The same groups of clips are drawn for both, so
-    what makes a clip hard for both cancels out. Verdicts: ``better`` or ``worse`` when the paired 95 % interval
-    excludes zero and Holm's correction over all pairs in the table agrees; else ``no clear difference``. ``too few
-    groups`` (under 6, for AUROC under 6 with the rarer class: no test could tell), ``undefined`` (a metric is NaN, or
-    the reference lacks the task) and ``reference`` say that there is nothing to judge.
+    Every run is set against ``reference`` (the first run unless named); ``.pairs()`` of the result sets all against
+    all. The same groups of clips are drawn for both, so what makes a clip hard for both cancels out. ``tasks``: compare
+    on these only. ``metrics``: ``{task: metric}`` where it should not be the task's main one.
 
-    Raises ``ValueError`` when two runs have the same name, were evaluated under different protocols (naming the
-    fields), or do not cover the same clips with the same targets and groups (saying how many differ).
+    Verdicts: ``better`` or ``worse`` when the paired 95 % interval excludes zero and Holm's correction over all pairs
+    in the table agrees, by a margin for the resampling; else ``no clear difference``. ``too few groups`` (under 6, for
+    AUROC under 6 with the rarer class: no test could tell), ``undefined`` (a metric is NaN, or the reference lacks the
+    task) and ``reference`` say that there is nothing to judge.
+
+    Raises ``ValueError`` for a task or metric that is not there, or when two runs have the same name, were evaluated
+    under different protocols (naming the fields), or do not cover the same clips with the same targets and groups
+    (saying how many differ).
     """
     named = _named(runs)
     reference = next(iter(named)) if reference is None else reference
     if reference not in named:
         raise ValueError(f"reference={reference!r} is not among the runs {list(named)}")
     protocol = _same_protocol(named, reference, split)
+    evidence: dict[str, Evidence] = {}
     lines: list[dict[str, Any]] = []
-    for task, members in _shared_tasks(named).items():
+    for task, members in _shared_tasks(named, tasks).items():
         rows = {name: task_rows(run, members[name], split) for name, run in named.items() if name in members}
         _check_same_clips(task, split, rows)
-        lines += _compare_task(members[next(iter(members))], rows, reference, resamples=resamples, seed=seed)
+        kept = members[next(iter(members))]
+        evidence[task] = gather(kept, rows, (metrics or {}).get(task), resamples=resamples, seed=seed)
+        lines += _lines(evidence[task], rows, reference)
     table = pd.DataFrame(lines)
     table["p_holm"] = holm(table.pop("p").where(~table.too_few).to_numpy(float))
-    table["verdict"] = [_verdict(row, reference) for row in table.itertuples()]
+    table["verdict"] = [_verdict(row, reference, level(resamples)) for row in table.itertuples()]
     table["protocol"] = protocol.describe()
     known = pd.DataFrame([_known(named[name]) for name in table.run], index=table.index)
     order = [*_COLUMNS_BEFORE, *known.columns, "protocol", "note"]
-    return Comparison(pd.concat([table, known], axis=1)[order], reference, protocol, resamples)
+    shown = pd.concat([table, known], axis=1)[order]
+    return Comparison(shown, reference, protocol, resamples, evidence=evidence, sources=named)
 
 
 _COLUMNS_BEFORE = (
@@ -101,7 +106,7 @@ def _same_protocol(named: Mapping[str, Predicted], reference: str, split: str) -
     return mine
 
 
-def _shared_tasks(named: Mapping[str, Predicted]) -> dict[str, dict[str, Task]]:
+def _shared_tasks(named: Mapping[str, Predicted], wanted: Sequence[str] | None) -> dict[str, dict[str, Task]]:
     """Task name -> run name -> task, in the order met; ``ValueError`` when kinds or classes differ."""
     found: dict[str, dict[str, Task]] = {}
     for name, run in named.items():
@@ -111,7 +116,11 @@ def _shared_tasks(named: Mapping[str, Predicted]) -> dict[str, dict[str, Task]]:
                 if theirs != task:
                     raise ValueError(f"task {task.name!r} is {theirs} in run {other!r} but {task} in run {name!r}")
             members[name] = task
-    return found
+    if wanted is None:
+        return found
+    if missing := [task for task in wanted if task not in found]:
+        raise ValueError(f"no run has the task(s) {missing}; there are {list(found)}")
+    return {task: found[task] for task in wanted}
 
 
 def _check_same_clips(task: str, split: str, rows: Mapping[str, TaskRows]) -> None:
@@ -143,70 +152,48 @@ def _alike(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.asarray(same.all(axis=tuple(range(1, same.ndim))))
 
 
-def _compare_task(
-    task: Task, rows: Mapping[str, TaskRows], reference: str, *, resamples: int, seed: int
-) -> list[dict[str, Any]]:
+def _lines(one: Evidence, rows: Mapping[str, TaskRows], reference: str) -> list[dict[str, Any]]:
     """The rows of one task, with ``p`` still uncorrected."""
-    metric, some = main_metric(task.kind), next(iter(rows.values()))
-
-    def statistics(weights: np.ndarray) -> np.ndarray:
-        return np.concatenate(
-            [
-                weighted_metrics(
-                    task.kind, [metric], target=r.target, prediction=r.prediction,
-                    probabilities=r.probabilities, weights=weights,
-                )
-                for r in rows.values()
-            ]
-        )  # fmt: skip
-
-    values = dict(zip(rows, statistics(np.ones((1, len(some))))[:, 0].tolist(), strict=True))
-    drawn = np.full((len(rows), 1), np.nan)
-    if len(some):
-        drawn = bootstrap(statistics, some.groups, resamples=resamples, seed=seed)
-    resampled = dict(zip(rows, drawn, strict=True))
     lines: list[dict[str, Any]] = []
     for name, mine in rows.items():
-        undefined = math.isnan(values[name])
-        own = percentile_interval(resampled[name])
-        note = why_undefined(metric, mine) if undefined else interval_note(metric, own, mine)
+        undefined = math.isnan(one.values[name])
+        own = percentile_interval(one.draws[name])
+        note = why_undefined(one.metric, mine) if undefined else interval_note(one.metric, own, mine)
         if reference not in rows:
             note = "; ".join(filter(None, [note, f"{reference!r} lacks this task"]))
         line = {
-            "run": name, "task": task.name, "metric": metric, "value": values[name], "low": own.low, "high": own.high,
-            "n": len(mine), "groups": mine.num_groups, "skipped": 0 if undefined else own.skipped, "note": note,
-            "too_few": deciding_groups(metric, mine) < MIN_GROUPS,
+            "run": name, "task": one.task.name, "metric": one.metric, "value": one.values[name], "low": own.low,
+            "high": own.high, "n": len(mine), "groups": mine.num_groups, "skipped": 0 if undefined else own.skipped,
+            "note": note, "too_few": one.too_few, "higher": one.higher_is_better,
         }  # fmt: skip
-        lines.append(line | _difference(name, reference, values, resampled))
+        lines.append(line | _difference(name, reference, one))
     return lines
 
 
-def _difference(
-    name: str, reference: str, values: Mapping[str, float], resampled: Mapping[str, np.ndarray]
-) -> dict[str, float]:
+def _difference(name: str, reference: str, one: Evidence) -> dict[str, float]:
     """Difference to the reference with its paired interval and uncorrected ``p``; all NaN where there is none."""
-    if name == reference or math.isnan(values[name] + values.get(reference, math.nan)):
+    if name == reference or math.isnan(one.values[name] + one.values.get(reference, math.nan)):
         return dict.fromkeys(("difference", "difference_low", "difference_high", "p"), math.nan)
-    differences = resampled[name] - resampled[reference]
-    paired = percentile_interval(differences)
+    differences = one.draws[name] - one.draws[reference]
+    paired = expanded_interval(differences, one.deciding)
     return {
-        "difference": values[name] - values[reference],
+        "difference": one.values[name] - one.values[reference],
         "difference_low": paired.low,
         "difference_high": paired.high,
-        "p": sign_p_value(differences),
+        "p": paired_p_value(one.values[name] - one.values[reference], differences, one.deciding),
     }
 
 
-def _verdict(row: Any, reference: str) -> str:
+def _verdict(row: Any, reference: str, needed: float) -> str:
     if row.run == reference:
         return "reference"
     if math.isnan(row.difference) or (math.isnan(row.p_holm) and not row.too_few):
         return "undefined"
     if row.too_few:
         return "too few groups"
-    if row.p_holm > ALPHA or row.difference_low <= 0 <= row.difference_high:
+    if row.p_holm > needed or row.difference_low <= 0 <= row.difference_high:
         return "no clear difference"
-    return "better" if row.difference_low > 0 else "worse"
+    return "better" if (row.difference > 0) == row.higher else "worse"
 
 
 def _known(run: Predicted) -> dict[str, float]:
@@ -218,6 +205,7 @@ def _known(run: Predicted) -> dict[str, float]:
         "trainable_parameters": _number((record.get("parameters") or {}).get("trainable")),
         "train_seconds": _number(timings.get("train_seconds")),
         "clips_per_second": _number(timings.get("clips_per_second")),
+        "peak_memory_mib": _number((record.get("device") or {}).get("peak_memory_bytes")) / 2**20,
     }
 
 

@@ -1,16 +1,22 @@
 """How a comparison of runs shows itself: a table with intervals, and a caption that says what they leave out."""
 
-import html
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from workbench.analysis.comparing.classes import class_deltas
+from workbench.analysis.comparing.clips import agreement_of, clips_of
+from workbench.analysis.comparing.evidence import Evidence
+from workbench.analysis.comparing.paired import ALPHA, MIN_RESAMPLES
+from workbench.analysis.comparing.pairs import Pairs, pairs_of
+from workbench.analysis.comparing.seeds import OverSeeds, over_seeds_of
+from workbench.analysis.comparing.setups import differences_of, same_setup
+from workbench.analysis.multitask_tables import html_caption, html_table
+from workbench.analysis.predictions import Predicted
 from workbench.data.protocol import Protocol
-
-ALPHA = 0.05
-"""A verdict may be wrong this often over all pairs of one table."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -19,14 +25,63 @@ class Comparison:
 
     ``table`` has one row per task and run: ``run, task, metric`` (the task's main one), ``value, low, high``,
     ``difference, difference_low, difference_high`` (to ``reference``, on the same resampled groups), ``p_holm``,
-    ``verdict``, ``n, groups, skipped, quarantined``, ``trainable_parameters, train_seconds, clips_per_second``
-    (NaN when unknown), ``protocol`` and ``note``.
+    ``verdict``, ``n, groups, skipped, quarantined``, ``trainable_parameters, train_seconds, clips_per_second,
+    peak_memory_mib`` (of the GPU; NaN when unknown), ``protocol`` and ``note``. What else can be asked of the same runs
+    are its methods: :meth:`pairs`, :meth:`over_seeds`, :meth:`differences`, :meth:`clips`, :meth:`agreement`,
+    :meth:`per_class`.
     """
 
     table: pd.DataFrame
     reference: str
     protocol: Protocol
     resamples: int = 2000
+    evidence: Mapping[str, Evidence] = field(default_factory=dict, repr=False)
+    """By task: the clips, what each run said of them, and the shared resamples."""
+    sources: Mapping[str, Predicted] = field(default_factory=dict, repr=False)
+    """The runs compared, by name."""
+
+    def pairs(self, task: str | None = None) -> Pairs:
+        """Every run against every other, corrected over all these pairs; on one task, or on all."""
+        chosen = self.evidence.values() if task is None else [self._on(task)]
+        return pairs_of(chosen, resamples=self.resamples)
+
+    def over_seeds(self, task: str | None = None) -> OverSeeds:
+        """Runs that differ in nothing but their seed as one row, by each task's main metric."""
+        chosen = self.evidence if task is None else {task: self._on(task)}
+        return over_seeds_of(
+            chosen, self.sources, self.setups, reference=self.reference, split=self.protocol.split,
+            resamples=self.resamples,
+        )  # fmt: skip
+
+    @property
+    def setups(self) -> dict[str, dict[int, str]]:
+        """Which runs are one setup but for the seed: ``{setup: {seed: run}}``."""
+        return same_setup(self.sources)
+
+    def differences(self) -> pd.DataFrame:
+        """What differs between the runs' setups, data, device and environment; see :func:`differences_of`."""
+        return differences_of(self.sources)
+
+    def clips(self, first: str, second: str, task: str | None = None) -> pd.DataFrame:
+        """What two runs said of each clip, those that only one of them got right foremost; see :func:`clips_of`."""
+        return clips_of(self._on(task), first, second)
+
+    def agreement(self, task: str | None = None, measure: str | None = None) -> pd.DataFrame:
+        """How alike the answers of each two runs are: ``share``, ``kappa`` or ``srcc``; see :func:`agreement_of`."""
+        return agreement_of(self._on(task), measure)
+
+    def per_class(self, first: str, second: str, task: str | None = None) -> pd.DataFrame:
+        """Recall of two runs class by class with paired intervals; see :func:`class_deltas`."""
+        return class_deltas(self._on(task), first, second)
+
+    def _on(self, task: str | None) -> Evidence:
+        """The evidence of a task, the first unless named."""
+        if not self.evidence:
+            raise ValueError("this comparison holds its table only; make it with wb.compare(runs)")
+        name = next(iter(self.evidence)) if task is None else task
+        if name not in self.evidence:
+            raise ValueError(f"no task {name!r} in this comparison; it has {list(self.evidence)}")
+        return self.evidence[name]
 
     @property
     def caption(self) -> str:
@@ -34,15 +89,17 @@ class Comparison:
         rows = self.table
         pairs = int(rows.p_holm.notna().sum())
         lines = [
-            f"Each task's main metric (higher is better) with its 95 % interval from {self.resamples} resamples of "
+            f"Each task's metric with its 95 % interval from {self.resamples} resamples of "
             "whole groups of clips; 1 seed per run: the intervals cover the choice of clips, not of the training seed.",
-            f"Differences are to {self.reference!r}, paired on the same resamples; each interval is for its pair "
-            f"alone, the verdict is corrected for {pairs} pair(s) (Holm, {ALPHA:.0%}).",
+            f"Differences are to {self.reference!r}, paired on the same resamples and widened for few groups; each "
+            f"interval is for its pair alone, the verdict is corrected for {pairs} pair(s) (Holm, {ALPHA:.0%}).",
             f"Protocol: {self.protocol.describe()}. {_quarantine_line(rows)}",
         ]
+        if any(len(members) > 1 for members in self.setups.values()):
+            lines.append("Some runs differ in their seed only: .over_seeds() takes them together.")
         if self.protocol.split != "test":
             lines.append(f"{self.protocol.split} is not test: a split that chose the checkpoint flatters every run.")
-        if 2 / (self.resamples + 1) * pairs > ALPHA:
+        if self.resamples < MIN_RESAMPLES:
             lines.append(f"{self.resamples} resamples are too few for a verdict on {pairs} pairs; use 2000 or more.")
         return "\n".join(lines)
 
@@ -67,6 +124,8 @@ class Comparison:
                 "clips/s": [_rate(v) for v in rows.clips_per_second],
             }
         )
+        if rows.peak_memory_mib.notna().any():
+            text["memory"] = ["" if math.isnan(v) else f"{v:,.0f} MiB" for v in rows.peak_memory_mib]
         if rows.note.astype(bool).any():
             text["note"] = rows.note
         return text
@@ -77,12 +136,7 @@ class Comparison:
     __repr__ = __str__  # what a shell shows
 
     def _repr_html_(self) -> str:
-        with pd.option_context("display.max_colwidth", None):
-            table = self.formatted().to_html(index=False, escape=True, border=0, classes="workbench-comparison")
-        for cell in ("td", "th"):  # Jupyter's own sheet sets them flush right
-            table = table.replace(f"<{cell}>", f'<{cell} style="text-align:left;vertical-align:top">')
-        caption = "<br>".join(html.escape(line) for line in self.caption.splitlines())
-        return f'{table}<p class="workbench-caption">{caption}</p>'
+        return f"{html_table(self.formatted())}{html_caption(self.caption)}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dumps``: what is unknown or undefined is ``None``."""

@@ -1,13 +1,14 @@
 """Where does a run fail: confusions, scores per class, and the mistakes it was surest of."""
 
 import html
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from workbench.analysis.predictions import Predicted, TaskRows, quarantined, task_rows, tasks_of
+from workbench.analysis.mistakes.outcomes import Outcomes, outcomes
+from workbench.analysis.predictions import Predicted, TaskRows, quarantined
 from workbench.data.protocol import Protocol
 from workbench.data.tables import Task
 
@@ -39,6 +40,8 @@ class ErrorTable:
     """Clips that could not be decoded, left out."""
     rule: str
     """How a score became a prediction, or what a residual is."""
+    clips: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """All labelled clips, right ones too; see :class:`~workbench.analysis.mistakes.outcomes.Outcomes`."""
 
     @property
     def caption(self) -> str:
@@ -81,36 +84,29 @@ def errors(run: Predicted, *, task: str | None = None, split: str = "test") -> E
     Works on a Run or on :class:`~workbench.analysis.evaluate.Predictions`. Raises ``ValueError`` for a task or split
     that is not there, or when no clip of the split carries the label.
     """
-    one = tasks_of(run, task)[0]
-    if one.kind == "multilabel":
-        raise ValueError(
-            f"task {one.name!r} is multilabel: a clip has no one true class to be mistaken for another; wb.evaluate "
-            "scores it, and run.predictions holds each clip's labels and probabilities"
-        )
-    rows = task_rows(run, one, split)
-    if not len(rows):
-        raise ValueError(f"run {run.name!r}: no clip of split {split!r} carries a label for task {one.name!r}")
-    bad = int((~np.isfinite(rows.prediction)).sum())
-    if bad:
-        raise ValueError(f"run {run.name!r}, task {one.name!r}: {bad} of {len(rows)} predictions are not finite")
+    return errors_of(run, outcomes(run, task=task, split=split))
+
+
+def errors_of(run: Predicted, out: Outcomes) -> ErrorTable:
+    """:func:`errors` of a run whose outcomes are known already."""
+    one, rows = out.task, out.rows
     empty = pd.DataFrame()
     if one.kind == "regression":
-        confusion, per_class, mistakes, rule = empty, empty, _residuals(rows), "residual = predicted - truth"
+        confusion, per_class, rule = empty, empty, "residual = predicted - truth"
     else:
-        names = one.classes or ("0", "1")
-        confusion, per_class = _confusion(names, rows), _per_class(names, rows)
-        mistakes, rule = _mistakes(names, rows), _rule(one, rows)
+        confusion, per_class, rule = _confusion(out.names, rows), _per_class(out.names, rows), _rule(one, rows)
     return ErrorTable(
         run=run.name,
         task=one,
-        protocol=replace(run.protocol, split=split),
+        protocol=out.protocol,
         confusion=confusion,
         per_class=per_class,
-        mistakes=mistakes,
+        mistakes=_mistakes(out.table),
         n=len(rows),
         missing=rows.missing,
         quarantined=quarantined(run),
         rule=rule,
+        clips=out.table,
     )
 
 
@@ -133,35 +129,13 @@ def _per_class(names: tuple[str, ...], rows: TaskRows) -> pd.DataFrame:
     return pd.DataFrame({"class": list(names)} | columns)
 
 
-def _mistakes(names: tuple[str, ...], rows: TaskRows) -> pd.DataFrame:
-    truth, said = rows.target.astype(int), rows.prediction.astype(int)
-    sure = np.full(len(rows), np.nan)
-    if rows.probabilities is not None:
-        sure = rows.probabilities[np.arange(len(rows)), said]
-    frame = pd.DataFrame(
-        {
-            "clip_id": rows.clip_id,
-            "path": rows.path,
-            "truth": np.array(names, dtype=object)[truth],
-            "predicted": np.array(names, dtype=object)[said],
-            "confidence": sure,
-        }
-    )
-    # The rows come sorted by clip_id, and a stable sort keeps that order among equals.
-    return frame[truth != said].sort_values("confidence", ascending=False, kind="stable").reset_index(drop=True)
-
-
-def _residuals(rows: TaskRows) -> pd.DataFrame:
-    frame = pd.DataFrame(
-        {
-            "clip_id": rows.clip_id,
-            "path": rows.path,
-            "truth": rows.target,
-            "predicted": rows.prediction,
-            "residual": rows.prediction - rows.target,
-        }
-    )
-    return frame.iloc[np.argsort(-frame.residual.abs().to_numpy(), kind="stable")].reset_index(drop=True)
+def _mistakes(clips: pd.DataFrame) -> pd.DataFrame:
+    # The clips come sorted by clip_id, and a stable sort keeps that order among equals.
+    if "residual" in clips:
+        order = np.argsort(-clips.loss.to_numpy(), kind="stable")
+        return clips[["clip_id", "path", "truth", "predicted", "residual"]].iloc[order].reset_index(drop=True)
+    wrong = clips.loc[clips.wrong, ["clip_id", "path", "truth", "predicted", "confidence"]]
+    return wrong.sort_values("confidence", ascending=False, kind="stable").reset_index(drop=True)
 
 
 def _rule(task: Task, rows: TaskRows) -> str:

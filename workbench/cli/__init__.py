@@ -57,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         help="begin from a published recipe, scaled to the clips: finetune, videomae-ucf101, vjepa2-attentive, "
         "linear, st-adapter, bitfit, lora, or a strategy; what is given besides has the last word",
     )
+    sub.add_argument("--setup", metavar="FILE", help="a setup saved as JSON; what is given has the last word")
+    sub.add_argument(
+        "--tracker", action="append", default=[],
+        help="show the training there too: tensorboard, trackio or mlflow; may be given several times",
+    )  # fmt: skip
+    sub.add_argument("--job", metavar="FOLDER", help="folder of a launched training that is told how this one goes")
     add_setup(sub)
     sub = verb("sweep", actions.sweep, "fine-tune several strategies on the same clips and compare them")
     add_source(sub)
@@ -66,9 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--recipes", action="store_true", help="each strategy by the published recipe nearest to it")
     add_setup(sub)
     sub = verb("compare", actions.compare, "compare finished runs, with intervals")
-    sub.add_argument("run", nargs="+", help="run folders")
+    sub.add_argument("run", nargs="+", help="run folders, or folders of runs")
     sub.add_argument("--split", default="test")
     sub.add_argument("--reference", help="name of the run that the others are compared with (default: the first)")
+    sub.add_argument("--pairs", action="store_true", help="every run against every other as well")
+    sub.add_argument("--seeds", action="store_true", help="runs that differ in their seed only as one row as well")
+    sub.add_argument("--differences", action="store_true", help="what differs between the setups as well")
+    sub.add_argument("--csv", help="write the table there too")
+    sub.add_argument("--html", help="write tables, plots and some clips that two runs part on as one HTML page")
     sub = verb("predict", actions.predict, "what a run says of video files; exit code 1 when one cannot be read")
     sub.add_argument("run", help="run folder")
     sub.add_argument("file", nargs="+", help="video files")
@@ -80,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         "sort clips, or the moments of long videos, for a reviewer; exit code 1 when one cannot be read to its end",
     )  # fmt: skip
     add_screening(sub)
+    sub = verb("app", actions.app, "the dashboards in a browser: compare the runs of a folder, look at their errors")
+    sub.add_argument("runs", help="folder of runs")
+    sub.add_argument("--clips", help="what they were trained on: the folder of a saved table, or any other source")
+    sub.add_argument("--port", type=int, default=8866, help="on 127.0.0.1, where alone it can be reached (%(default)s)")
+    sub.add_argument("--no-browser", action="store_true", help="open none; the address, with its token, is printed")
     sub = verb("export", actions.export, "write a run as a plain Hugging Face checkpoint")
     sub.add_argument("run", help="run folder")
     sub.add_argument("folder", help="new folder for config.json, model.safetensors and preprocessor_config.json")
@@ -101,11 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return int(args.act(args))
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         if args.debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"{error or 'interrupted'}; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -1,6 +1,7 @@
 """What each verb does; it returns the exit code."""
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,14 @@ from workbench.cli.options import open_source, open_whatever, setup_fields
 
 
 def train(args: argparse.Namespace) -> int:
+    from workbench.training.launch import reporting
+    from workbench.training.stopping import stop_on_sigterm
+
+    with stop_on_sigterm() as should_stop, reporting(args.job) as started:
+        return _train(args, started=started, should_stop=should_stop)
+
+
+def _train(args: argparse.Namespace, **hooks: Any) -> int:
     from workbench.analysis.evaluate import evaluate
     from workbench.training.finetune import fine_tune
     from workbench.training.recipes import recipe
@@ -18,13 +27,19 @@ def train(args: argparse.Namespace) -> int:
     table = open_source(args)
     print(table)
     fields = setup_fields(args)
-    if args.recipe:
+    if args.setup:
+        if args.recipe:
+            raise ValueError(f"--setup {args.setup} and --recipe {args.recipe} are both whole setups; leave one")
+        fields |= {"strategy": args.strategy} if args.strategy else {}
+        setup = Setup.from_json(json.loads(Path(args.setup).read_text(encoding="utf-8"))).replace(**fields)
+    elif args.recipe:
         fields |= {"strategy": args.strategy} if args.strategy else {}
         setup = recipe(args.recipe, table, **fields)
         print(f"recipe {args.recipe}: {_changed(setup)}")
     else:
         setup = Setup(strategy=args.strategy or "full", **fields)
-    run = fine_tune(setup, table, runs_dir=args.runs, device=args.device, workers=args.workers)
+    options = {"runs_dir": args.runs, "device": args.device, "workers": args.workers, "trackers": args.tracker}
+    run = fine_tune(setup, table, **options, **hooks)
     print(run)
     split = "test" if run.record["data"]["clips"]["test"] else "val"
     print(evaluate(run, split=split).drop(columns="protocol").to_string(index=False))
@@ -73,11 +88,33 @@ def compare(args: argparse.Namespace) -> int:
     from workbench.analysis.compare import compare
     from workbench.training.runs import load_run
 
-    runs = [load_run(folder) for folder in args.run]
+    runs = [load_run(folder) for given in args.run for folder in _run_folders(Path(given))]
     names = [run.name for run in runs]
     named = {r.name if names.count(r.name) == 1 else r.folder.name: r for r in runs}
-    print(compare(named, split=args.split, reference=args.reference))
+    found = compare(named, split=args.split, reference=args.reference)
+    print(found)
+    if args.pairs:
+        print(f"\n{found.pairs()}")
+    if args.seeds:
+        print(f"\n{found.over_seeds()}")
+    if args.differences:
+        odd = found.differences()
+        print(f"\n{odd.to_string() if len(odd) else 'nothing recorded differs'}")
+    if args.csv:
+        Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
+        found.table.to_csv(args.csv, index=False)
+        print(f"table: {args.csv}")
+    if args.html:
+        from workbench.views.comparison_page import write_comparison_page
+
+        print(f"page: {write_comparison_page(found, args.html)}")
     return 0
+
+
+def _run_folders(given: Path) -> list[Path]:
+    """A run folder itself, or the finished runs inside a folder of runs, by name."""
+    inside = [] if (given / "run.json").exists() else sorted(path.parent for path in given.glob("*/run.json"))
+    return inside or [given]
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -190,6 +227,12 @@ def doctor(args: argparse.Namespace) -> int:
 
         print(f"report: {write_doctor_page(report, args.html)}")
     return 1 if report.counts()["quarantined"] or len(table.quarantine) else 0
+
+
+def app(args: argparse.Namespace) -> int:
+    from workbench.views.app import serve
+
+    return serve(args.runs, clips=args.clips, port=args.port, browser=not args.no_browser)
 
 
 def pretrain(args: argparse.Namespace) -> int:

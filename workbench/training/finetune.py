@@ -4,6 +4,9 @@ import hashlib
 import logging
 import shutil
 import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,14 @@ from workbench.models.strategies import parse_strategy
 from workbench.models.tml import TML
 from workbench.training.balance_spec import parse_balance
 from workbench.training.feed import Feed, feed, stored_views
+from workbench.training.locking import alone_in
 from workbench.training.loop import Progress, Watcher, train
 from workbench.training.losses import Standard, standardisation
 from workbench.training.predict import outputs_on, pick_device, prediction_frame
 from workbench.training.probing.features import Features
 from workbench.training.runs import Run, build_model, environment, load_run, save_run
 from workbench.training.setup import Setup
+from workbench.training.trackers import check_trackers, tracked
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +47,20 @@ def fine_tune(
     workers: int = 2,
     progress: bool = True,
     watch: Watcher | None = None,
+    trackers: Sequence[str] = (),
+    started: Callable[[Path], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Run:
     """Train one setup on a table's ``train`` split, watch it on ``val``, predict ``val`` and ``test``.
 
     ``setup`` may be just a strategy's name. The run goes to a folder in ``runs_dir`` named after table, setup and data;
-    called again with the same, it resumes what was interrupted and returns what is finished. ``device``: ``auto``,
-    ``cpu``, ``cuda``, ``mps``. ``compile_model`` runs the network through ``torch.compile``. ``watch`` is called with
-    the history (a DataFrame) after every epoch. Raises ValueError on a table without train or val clips or without
-    labels, ImportError where ``setup.balance`` needs a solver that is not installed.
+    called again with the same, it resumes what was interrupted, returns what is finished, and waits while another
+    process is at it. ``device``: ``auto``, ``cpu``, ``cuda``, ``mps``. ``compile_model`` runs the network through
+    ``torch.compile``. ``watch`` is called with the history (a DataFrame) after every epoch. ``trackers`` also get it:
+    ``tensorboard``, ``trackio``, ``mlflow``, whose files lie in ``runs_dir`` (:mod:`workbench.training.trackers`).
+    ``started`` is told the run's folder once it is known. ``should_stop`` is asked between steps: where it says True, a
+    checkpoint is written and KeyboardInterrupt raised. Raises ValueError on a table without train or val clips or
+    without labels, ImportError where a tracker or the solver of ``setup.balance`` is not installed.
     """
     setup = Setup(strategy=setup) if isinstance(setup, str) else setup
     table = clips if isinstance(clips, ClipTable) else open_clips(clips)
@@ -61,6 +72,7 @@ def fine_tune(
         tasks=tuple(task.name for task in table.tasks), lr=backbone_lr, head_lr=head_lr,
         feature_views=stored_views(setup),
     )  # fmt: skip
+    check_trackers(trackers)
     _check_labels(table)
     _check_balance(setup, table, compile_model)
     _say_idle(setup, table)
@@ -70,12 +82,38 @@ def fine_tune(
     model = build_model(setup, table.tasks)
     fingerprint = model.backbone.fingerprint()
     folder = Path(runs_dir) / _folder_name(label, setup, table, fingerprint)
-    if (folder / "run.json").exists():
-        log.info("%s is finished already; reading it", folder)
-        return load_run(folder)
+    if started:
+        started(folder)
+    if not (folder / "run.json").exists():
+        with alone_in(folder):
+            if not (folder / "run.json").exists():  # else whoever was waited for has finished it
+                follow = partial(tracked, trackers, folder, label, setup.to_json())
+                accelerator = make_accelerator(setup, chosen, compile_model=compile_model)
+                return _train_and_save(
+                    model, table, setup, folder, label, fingerprint, accelerator,
+                    workers=workers, progress=progress, watch=watch, follow=follow, should_stop=should_stop,
+                )  # fmt: skip
+    log.info("%s is finished already; reading it", folder)
+    return load_run(folder)
 
+
+def _train_and_save(
+    model: TML,
+    table: ClipTable,
+    setup: Setup,
+    folder: Path,
+    label: str,
+    fingerprint: str,
+    accelerator: Accelerator,
+    *,
+    workers: int,
+    progress: bool,
+    watch: Watcher | None,
+    follow: Callable[[], AbstractContextManager[Watcher | None]],
+    should_stop: Callable[[], bool] | None,
+) -> Run:
+    """The work of :func:`fine_tune` once the run's folder is known to be new or interrupted, and ours."""
     began = time.monotonic()
-    accelerator = make_accelerator(setup, chosen, compile_model=compile_model)
     cuda = accelerator.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()  # the record's peak is this run's, not the process's
@@ -85,10 +123,11 @@ def fine_tune(
     feed_seconds = time.monotonic() - began
     standard = standardisation(data.train.table, table.tasks)
     # The loop seeds every step, the GPU too; the caller's own randomness stays as it was.
-    with torch.random.fork_rng(devices=[0] if cuda else []):
+    with torch.random.fork_rng(devices=[0] if cuda else []), follow() as also:
         state, kept = train(
             model, data, setup, accelerator, folder, standard,
-            flip=table.info.horizontal_flip, reverse=table.info.time_reversal, progress=progress, watch=watch,
+            flip=table.info.horizontal_flip, reverse=table.info.time_reversal, progress=progress,
+            watch=_both(watch, also), should_stop=should_stop,
         )  # fmt: skip
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.load_state_dict(kept, strict=False)
@@ -97,6 +136,17 @@ def fine_tune(
     run = save_run(folder, record, history=pd.DataFrame(state.history), predictions=predictions, weights=kept)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     return run
+
+
+def _both(*watchers: Watcher | None) -> Watcher:
+    """One watcher that calls those there are."""
+
+    def watch(history: pd.DataFrame) -> None:
+        for watcher in watchers:
+            if watcher:
+                watcher(history)
+
+    return watch
 
 
 _NUMBERS = ("rand_augment", "erasing", "mixup", "cutmix", "label_smoothing", "drop_path", "ema")

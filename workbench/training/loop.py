@@ -72,12 +72,14 @@ def train(
     reverse: bool = False,
     progress: bool,
     watch: Watcher | None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> tuple[Progress, dict[str, Tensor]]:
     """The loop: augment, mix, forward, a loss per task, balance and backward, step; after each epoch the score on val.
 
     Everything random depends on (seed, epoch, step), so a run resumed from ``folder/checkpoint`` ends with the
     weights an unbroken one would have. Returns the progress and the weights that are kept (with ``setup.ema`` the
-    averaged ones): of the last epoch or, with ``setup.patience``, of the one with the best val score.
+    averaged ones): of the last epoch or, with ``setup.patience``, of the one with the best val score. Raises
+    KeyboardInterrupt, after a checkpoint, when ``should_stop()`` says so between two steps.
     """
     backbone, tasks = model.backbone, model.tasks
     augment, mix = augment_of(setup, backbone, flip=flip, reverse=reverse), mix_of(setup, tasks)
@@ -146,10 +148,14 @@ def train(
                 state.batch += 1
                 state.clips_seen += len(clips)
                 # Only between optimiser steps: gradients half accumulated are not part of a checkpoint.
-                if accelerator.sync_gradients and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                stop = accelerator.sync_gradients and should_stop is not None and should_stop()
+                if stop or (accelerator.sync_gradients and time.monotonic() - saved > _CHECKPOINT_SECONDS):
                     state.seconds, began = state.seconds + time.monotonic() - began, time.monotonic()
                     save_checkpoint(folder, state, model, parts, kept)
                     saved = time.monotonic()
+                if stop:
+                    bar.close()
+                    raise KeyboardInterrupt(f"stopped in epoch {state.epoch + 1}, after step {state.step} of {steps}")
 
             with ema.applied():
                 scores = val_scores(model, data.val, standard, setup)
@@ -291,11 +297,14 @@ class Remembered(Protocol):
 def save_checkpoint(
     folder: Path, state: Progress, model: TML, parts: Mapping[str, Remembered], kept: dict[str, Tensor]
 ) -> None:
-    """One file, replaced whole: a kill leaves the last one or this one."""
+    """One file, replaced whole: a kill leaves the last one or this one. Beside it the history, for who looks on."""
     content = {"progress": vars(state), "model": trained_state(model), "kept": kept}
     content |= {name: part.state_dict() for name, part in parts.items()}
     (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "checkpoint" / "state.pt", lambda path: torch.save(content, path))
+    if not state.batch and state.history:
+        history = pd.DataFrame(state.history)
+        write_atomically(folder / "checkpoint" / "history.parquet", lambda path: history.to_parquet(path, index=False))
 
 
 def load_checkpoint(

@@ -6,6 +6,7 @@ without it is a run that has not finished.
 """
 
 import json
+import logging
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,7 @@ from workbench.training.checking.findings import Finding
 from workbench.training.losses import Standard
 from workbench.training.setup import Setup
 
+log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "accelerate", "numpy", "decord", "av")
 
 
@@ -136,6 +138,25 @@ def load_run(folder: str | Path) -> Run:
         hint = "it has not finished; start the same fine_tune again to resume it" if unfinished else "it is no run"
         raise FileNotFoundError(f"{str(folder)!r} has no run.json: {hint}")
     return Run(folder)
+
+
+def find_runs(runs_dir: str | Path = "runs") -> dict[str, Run]:
+    """The finished runs in a folder by their folders' names, the oldest first; what has not finished is left out.
+
+    A folder whose ``run.json`` cannot be read is named in a warning and left out. Raises FileNotFoundError where there
+    is no such folder.
+    """
+    place = Path(runs_dir)
+    if not place.is_dir():
+        raise FileNotFoundError(f"no folder {str(place)!r} with runs; fine_tune(..., runs_dir={str(place)!r}) fills it")
+    files = sorted(place.glob("*/run.json"), key=lambda file: (file.stat().st_mtime, str(file)))
+    found = {}
+    for file in files:
+        try:
+            found[file.parent.name] = Run(file.parent)
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("%s is no run that can be read: %s", file, error)
+    return found
 
 
 def write_atomically(path: Path, write: Any) -> None:

@@ -8,6 +8,7 @@ import ipywidgets
 import numpy as np
 import traitlets
 
+from workbench.views.mailing import MailableBox
 from workbench.views.parts import FigureBox, dropdown, frozen, note, row
 from workbench.views.players import (
     BEYOND,
@@ -138,7 +139,7 @@ def taught_gallery(influence: Any, clip_id: str, train_clips: Any, *, top: int =
     return Html(gallery(players, empty="No training clip lowers the loss on this one.") + note(words))
 
 
-class AttentionView(ipywidgets.VBox):
+class AttentionView(MailableBox):
     """Browse maps of :func:`workbench.explain`: one ``Maps``, a list of them, or a mapping from your own names.
 
     The layer and head menus work for maps by layer and head (``attention``, ``task_attention``); the other methods have

@@ -1,62 +1,52 @@
-"""Where a run fails: the confusion matrix, and the clips of any of its cells, playing."""
+"""Where a run fails: choose clips by a plot, page through them playing, open one, say what is wrong with it."""
 
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import traitlets
 
-from workbench.analysis.errors import ErrorTable, errors
-from workbench.analysis.predictions import task_rows
+from workbench.analysis.mistakes.calibration import Calibration
+from workbench.analysis.mistakes.embedding import Embedding
+from workbench.analysis.mistakes.label_errors import LabelErrors
+from workbench.analysis.mistakes.marks import Marks
+from workbench.analysis.mistakes.slices import Slices
 from workbench.data.tables import ClipTable
+from workbench.views.error_panels import Confusion, Failing, Look, Reliability, Suspects
+from workbench.views.error_panels_detail import Detail
+from workbench.views.error_panels_gallery import Gallery, Line
+from workbench.views.error_panels_map import Map
+from workbench.views.error_panels_state import ANY, AROUND, WRONG, ErrorState
+from workbench.views.error_thumbnails import Thumbnails, waiting
 from workbench.views.parts import FigureBox, dropdown, frozen, heading, note, row
 from workbench.views.players import ClipPlayer, gallery
-from workbench.views.plots import confusion_plot, residual_plot
 from workbench.views.still import still
-from workbench.views.style import VIEW_CSS, Html, number, shorten
+from workbench.views.style import VIEW_CSS, Html, number
 
-ANY = "any"
-KEPT_PLAYERS = 200
-
-
-def right_clips(run: Any, table: ErrorTable) -> pd.DataFrame:
-    """The clips the run got right on the table's task, in the columns of ``table.mistakes``."""
-    if table.task.kind == "regression":
-        return table.mistakes.head(0)
-    rows = task_rows(run, table.task, table.protocol.split)
-    names = np.array(table.task.classes or ("0", "1"), dtype=object)
-    right = rows.target == rows.prediction
-    said = rows.prediction[right].astype(int)
-    sure = np.full(len(said), np.nan) if rows.probabilities is None else rows.probabilities[right, said]
-    return pd.DataFrame(
-        {
-            "clip_id": rows.clip_id[right], "path": rows.path[right], "truth": names[said], "predicted": names[said],
-            "confidence": sure,
-        }
-    )  # fmt: skip
+OPEN_PX = 320  # width of the open clip
 
 
-class ErrorView(ipywidgets.VBox):
-    """Page through the errors of a run, or of one :class:`~workbench.analysis.errors.ErrorTable`.
+class ErrorView(ErrorState):
+    """Browse the errors of a run, or of one :class:`~workbench.analysis.errors.ErrorTable`.
 
     Args:
         run: a Run, ``Predictions`` or ``ErrorTable`` (which holds the mistakes of one task only).
-        clips: the table the predictions were made on; gives the files, and start and end of clips within a file.
+        clips: the table the predictions were made on; gives the files, and start and end of clips within a file, and is
+            needed for slices, the map, attribution and neighbours.
         root: folder that the predictions' paths are relative to; default: that of ``clips``, else of the run's record.
         task: the task shown first. page_size: clips per page.
+        marks: a :class:`~workbench.analysis.mistakes.marks.Marks` or the path of its CSV; None: no marking.
+        calibration, slices, embedding, label_errors: results of those verbs for one task; what is not given is computed
+            when it is first looked at (slices then by the table's columns alone).
+        thumbnails: folder of the encoded clips. behind: encode in a thread; None: where a notebook kernel runs.
 
-    ``truth`` and ``predicted`` choose a cell of the confusion matrix; ``any`` and ``any`` are all mistakes, the most
-    confident first. A click on a cell of the plot chooses it too.
+    ``look`` chooses how clips are chosen: ``confusion`` (``truth``, ``predicted``; ``any`` and ``any`` are all
+    mistakes, the most confident first), ``calibration`` (``bin``), ``slices`` (``slice``), ``map`` (``points``,
+    ``selected``) or ``labels``. A click, or a lasso, in the plot chooses too. ``position`` is the open clip
+    among all chosen.
     """
-
-    task = traitlets.Unicode(help="the task shown")
-    truth = traitlets.Unicode(ANY, help="true class of the clips shown, or 'any'")
-    predicted = traitlets.Unicode(ANY, help="predicted class of the clips shown, or 'any'")
-    page = traitlets.Int(0, min=0, help="page of clips, from 0")
 
     def __init__(
         self,
@@ -67,196 +57,232 @@ class ErrorView(ipywidgets.VBox):
         task: str | None = None,
         split: str = "test",
         page_size: int = 8,
+        marks: Marks | str | Path | None = None,
+        calibration: Calibration | None = None,
+        slices: Slices | None = None,
+        embedding: Embedding | None = None,
+        label_errors: LabelErrors | None = None,
+        thumbnails: str | Path | None = None,
+        behind: bool | None = None,
     ) -> None:
-        if page_size < 1:
-            raise ValueError(f"page_size={page_size} must be at least 1")
-        self.run, self.split, self.page_size = run, split, page_size
-        self._clips, self._root = clips, _root_of(run, root, clips)
-        self._positions = {} if clips is None else {str(c): i for i, c in enumerate(clips.frame.clip_id)}
-        self._known: dict[str, tuple[ErrorTable, pd.DataFrame]] = {}
-        self._players: OrderedDict[str, ClipPlayer] = OrderedDict()
-        self.tasks = [run.task.name] if isinstance(run, ErrorTable) else [t.name for t in run.tasks]
-        self._build()
+        super().__init__(run, clips, root, split, page_size, marks)
+        self.thumbnails, self._said = Thumbnails(thumbnails), dict[tuple[str, str], str]()
+        self._shown: tuple[Any, ...] = ()
+        self._build(_in_kernel() if behind is None else behind)
         self.task = task or self.tasks[0]
-        self._offer_truth()
-        for trait in ("task", "truth", "predicted"):
+        self._confusion, self._map = Confusion(self), Map(self, embedding)
+        others: tuple[Look, ...] = (Reliability(self, calibration), Failing(self, slices), self._map,
+                                    Suspects(self, label_errors))  # fmt: skip
+        self.looks = {one.name: one for one in (self._confusion, *others)}
+        self._offer_looks()
+        for trait in ("task", "look"):
             traitlets.link((self, trait), (self._menus[trait], "value"))
+        self.looks[self.look].start()
         self.observe(self._on_task, "task")
+        self.observe(self._on_look, "look")
         self.observe(self._on_truth, "truth")
-        self.observe(self._on_cell, "predicted")
-        self.observe(lambda _: self._show_page(), "page")
-        self._show_plot()
-        self._show_page()
+        self.observe(self._on_points, "points")
+        self.observe(self._on_choice, [trait for one in self.looks.values() for trait in one.traits])
+        self.observe(self._on_page, "page")
+        self.observe(self._on_position, "position")
+        self._show_look()
+        self._show_rows()
 
-    def _build(self) -> None:
-        self._menus = {
-            "task": dropdown("Task", self.tasks),
-            "truth": dropdown("Truth", [ANY]),
-            "predicted": dropdown("Predicted", [ANY]),
-        }
-        self._plot, self._gallery, self._where = FigureBox(), ipywidgets.HTML(), ipywidgets.HTML()
+    def _build(self, behind: bool) -> None:
+        self._menus = {"task": dropdown("Task", self.tasks), "look": dropdown("Look by", [("confusion", "confusion")])}
+        self._plot, self._where, self._caption = FigureBox(), ipywidgets.HTML(), ipywidgets.HTML()
+        self._controls = row()
         self._back = ipywidgets.Button(description="Previous page", icon="chevron-left")
         self._next = ipywidgets.Button(description="Next page", icon="chevron-right")
         self._back.on_click(lambda _: self.turn(-1))
         self._next.on_click(lambda _: self.turn(1))
-        self._caption = ipywidgets.HTML()
-        super().__init__(
-            [
-                ipywidgets.HTML(VIEW_CSS), row(self._menus["task"]), self._plot.box, self._caption,
-                row(self._menus["truth"], self._menus["predicted"], self._back, self._next, self._where), self._gallery,
-            ]
+        self._gallery = Gallery(self.page_size, self._open, store=self.thumbnails, behind=behind, on_ready=self._ready)
+        self._gallery.box.layout.flex = "2 1 500px"
+        self.detail = Detail(self)
+        below = ipywidgets.HBox(
+            [self._gallery.box, self.detail],
+            layout=ipywidgets.Layout(flex_flow="row wrap", grid_gap="16px", width="100%"),
+        )  # fmt: skip
+        self.children = (
+            ipywidgets.HTML(VIEW_CSS), row(self._menus["task"], self._menus["look"]), self._plot.box, self._caption,
+            self._controls, row(self._back, self._next, self._where), below,
         )  # fmt: skip
         self.add_class("wb-view")
 
-    @traitlets.validate("task")
-    def _known_task(self, proposal: Any) -> str:
-        if proposal["value"] not in self.tasks:
-            raise traitlets.TraitError(f"no task {proposal['value']!r}; there are {self.tasks}")
-        return str(proposal["value"])
+    def _marked(self) -> None:
+        self._read_marks()
+        self.detail.refresh()
+        place = self.position - self.page * self.page_size
+        self._gallery.recaption(place, self._line(self._at(self.position)))
 
-    @property
-    def table(self) -> ErrorTable:
-        """Errors of the task shown."""
-        return self._of_task()[0]
-
-    def _of_task(self) -> tuple[ErrorTable, pd.DataFrame]:
-        if self.task not in self._known:
-            if isinstance(self.run, ErrorTable):
-                self._known[self.task] = (self.run, self.run.mistakes.head(0))
-            else:
-                table = errors(self.run, task=self.task, split=self.split)
-                self._known[self.task] = (table, right_clips(self.run, table))
-        return self._known[self.task]
-
-    def rows(self) -> pd.DataFrame:
-        """The clips of the chosen cell, in the columns of ``ErrorTable.mistakes``."""
-        table, right = self._of_task()
-        if self.truth == ANY and self.predicted == ANY:
-            return table.mistakes
-        rows = pd.concat([table.mistakes, right], ignore_index=True) if len(right) else table.mistakes
-        if self.truth != ANY:
-            rows = rows[rows["truth"] == self.truth]
-        if self.predicted != ANY:
-            return rows[rows["predicted"] == self.predicted]
-        return rows[rows["truth"] != rows["predicted"]]
-
-    @property
-    def num_pages(self) -> int:
-        return max(1, -(-len(self.rows()) // self.page_size))
-
-    def turn(self, pages: int) -> None:
-        """Go forward or back, stopping at either end."""
-        self.page = int(np.clip(self.page + pages, 0, self.num_pages - 1))
-
-    def _counts(self) -> pd.DataFrame:
-        """The confusion matrix; without the right clips when only an ErrorTable is known."""
-        counts = self.table.confusion
-        if isinstance(self.run, ErrorTable) and not counts.empty:
-            off = ~np.eye(len(counts), dtype=bool)
-            return counts.where(off, 0)
-        return counts
-
-    def _offer_truth(self) -> None:
-        counts = self._counts()
-        options = [("any (all mistakes)", ANY)]
-        options += [(f"{shorten(str(c), 40)} ({int(n)})", str(c)) for c, n in counts.sum(axis=1).items() if n]
-        self._fill("truth", options)
-        self._offer_predicted()
-
-    def _offer_predicted(self) -> None:
-        counts = self._counts()
-        if self.truth != ANY:
-            counts = counts.loc[[self.truth]]
-        options = [("any wrong class", ANY)]
-        options += [(f"{shorten(str(c), 40)} ({int(n)})", str(c)) for c, n in counts.sum(axis=0).items() if n]
-        self._fill("predicted", options)
-
-    def _fill(self, trait: str, options: list[tuple[str, str]]) -> None:
-        menu, kept = self._menus[trait], getattr(self, trait)
-        chosen = kept if kept in [v for _, v in options] else ANY
-        menu.options, menu.disabled = options, len(options) == 1
-        setattr(self, trait, chosen)
-        menu.value = chosen
+    def _offer_looks(self) -> None:
+        menu, offered = self._menus["look"], [one for one in self.looks.values() if one.offered()]
+        if self.look not in [one.name for one in offered]:
+            self.look = "confusion"
+        options = tuple((one.words, one.name) for one in offered)
+        if tuple(menu.options) != options:
+            kept = self.look
+            menu.options = options
+            self.look = menu.value = kept
+        menu.disabled = len(options) == 1
 
     def _on_task(self, _: Any) -> None:
-        self.truth = self.predicted = ANY
-        self._offer_truth()
-        self._show_plot()
-        self._on_cell()
+        with self._as_one():
+            self.truth = self.predicted = ANY
+            self.bin, self.slice, self.selected, self.points = -1, -1, [], WRONG
+            self._offer_looks()
+            self.looks[self.look].start()
+            self._show_look()
+
+    def _on_look(self, _: Any) -> None:
+        with self._as_one():
+            self.looks[self.look].start()
+            self._show_look()
 
     def _on_truth(self, _: Any) -> None:
-        self._offer_predicted()
-        self._on_cell()
+        self._confusion.offer_predicted()
 
-    def _on_cell(self, _: Any = None) -> None:
-        self.page = 0
-        self._show_page()
+    def _on_points(self, _: Any) -> None:
+        if self.points == AROUND and self.current:
+            self.selected = self._map.around(self.current)
 
-    def choose(self, truth: str, predicted: str) -> None:
-        """Show one cell of the confusion matrix; an empty cell is left alone."""
-        counts = self._counts()
-        if truth in counts.index and predicted in counts.columns and counts.loc[truth, predicted] > 0:
-            self.truth, self.predicted = truth, predicted
+    def _on_choice(self, _: Any = None) -> None:
+        if self._quiet:
+            return
+        self._rows = None
+        self._quiet += 1
+        self.page = self.position = 0
+        self._quiet -= 1
+        self._highlight()
+        self._show_rows()
 
-    def _figure(self) -> go.Figure:
-        return residual_plot(self.table) if self.table.confusion.empty else confusion_plot(self.table)
+    def _on_page(self, _: Any) -> None:
+        if not self._quiet:
+            self._quiet += 1
+            self.position = min(self.page * self.page_size, max(0, len(self.rows()) - 1))
+            self._quiet -= 1
+            self._show_rows()
+
+    def _on_position(self, _: Any) -> None:
+        if not self._quiet:
+            page = self.position // self.page_size
+            if page != self.page:
+                self._quiet += 1
+                self.page = page
+                self._quiet -= 1
+                self._show_rows()
+            else:
+                self._show_detail()
+
+    def _show_look(self) -> None:
+        look = self.looks[self.look]
+        self._controls.children = look.controls
+        self._caption.value = note(look.caption())
+        self._show_plot()
 
     def _show_plot(self) -> None:
-        self._plot.show(self._figure())
-        self._caption.value = note(self.table.caption)
-        if not self.table.confusion.empty:
-            self._plot.widget.data[0].on_click(self._on_click)
+        if self._shown[:1] != (self.look,):
+            self._plot.live = False  # another kind of plot is another widget, not one with its traces exchanged
+        self._plot.show(self.looks[self.look].figure())
+        self._shown = self._state()
+        self.looks[self.look].wire(self._plot.widget)
 
-    def _on_click(self, _trace: Any, points: Any, _state: Any) -> None:
-        if points.xs:
-            classes = self.table.confusion.index
-            self.choose(str(classes[int(points.ys[0])]), str(classes[int(points.xs[0])]))
+    def _highlight(self) -> None:
+        """Within the figure where the browser has it; before that it would miss the change (see FigureBox)."""
+        before, now = self._shown, self._state()
+        if before == now or self.look == "confusion":
+            return
+        if self._plot.live and before[:2] == now[:2]:
+            self.looks[self.look].highlight(self._plot.widget)
+            self._shown = now
+        else:
+            self._show_plot()
 
-    def _player(self, line: Any) -> ClipPlayer:
-        key = f"{self.task} {line.clip_id}"
-        if key not in self._players:
-            self._players[key] = error_player(line, self._source(line))
-            if len(self._players) > KEPT_PLAYERS:
-                self._players.popitem(last=False)
-        self._players.move_to_end(key)
-        return self._players[key]
+    def _state(self) -> tuple[Any, ...]:
+        """What the plot shows: the look, the task, and what is chosen in it."""
+        traits = self.looks[self.look].traits
+        return (self.look, self.task, *(repr(getattr(self, trait)) for trait in traits))
 
-    def _source(self, line: Any) -> Path | ClipTable:
-        if self._clips is not None and str(line.clip_id) in self._positions:
-            return self._clips[[self._positions[str(line.clip_id)]]]
-        return self._root / str(line.path)
+    def _on_click(self, trace: Any, points: Any, state: Any) -> None:
+        self._confusion.on_click(trace, points, state)
+
+    def _show_rows(self) -> None:
+        self._read_marks()
+        start = self.page * self.page_size
+        lines = [self._line(line) for line in self.rows().iloc[start : start + self.page_size].itertuples()]
+        ahead = self.rows().iloc[start + self.page_size : start + 2 * self.page_size].itertuples()
+        empty = "No clips in this cell." if self.look == "confusion" else "No clips are chosen."
+        self._gallery.show(lines, [self._line(line) for line in ahead], empty=empty)
+        self._where.value = note(f"{len(self.rows())} clip(s), page {self.page + 1} of {self.num_pages}")
+        self._back.disabled, self._next.disabled = self.page == 0, self.page >= self.num_pages - 1
+        self._show_detail()
+
+    def _ready(self, place: int) -> None:
+        if self.position == self.page * self.page_size + place:
+            self.detail.refresh()
+
+    def _at(self, position: int) -> Any:
+        return next(self.rows().iloc[position : position + 1].itertuples(), None)
+
+    def _show_detail(self) -> None:
+        self.detail.show(self._at(self.position), self.position, len(self.rows()))
+
+    def _line(self, line: Any) -> Line:
+        caption = error_caption(line)
+        found = self._said.get((str(line.clip_id), self.task))
+        if found is not None:
+            caption += f"\nmarked: {found}"
+        return str(line.clip_id), caption, self._source(line)
+
+    def _read_marks(self) -> None:
+        marks = () if self.marks is None else self.marks.frame.itertuples()
+        self._said = {(m.clip_id, m.task): m.mark for m in marks}
+
+    def written(self) -> tuple[str, str]:
+        return self.detail.label, self.detail.note
+
+    def picture(self, line: Any) -> str:
+        """The open clip, playing, larger than in the gallery."""
+        title, caption, source = self._line(line)
+        found = self.thumbnails.get(source, title=title, caption=caption, width_px=OPEN_PX)
+        return waiting(title, caption, OPEN_PX) if found is None else str(found.html())
 
     def _page_html(self) -> str:
+        """The clips of the page, all of them encoded."""
         start = self.page * self.page_size
-        lines = self.rows().iloc[start : start + self.page_size]
-        return gallery((self._player(line) for line in lines.itertuples()), empty="No clips in this cell.")
-
-    def _show_page(self) -> None:
-        self._gallery.value = self._page_html()
-        count = len(self.rows())
-        self._where.value = note(f"{count} clip(s), page {self.page + 1} of {self.num_pages}")
-        self._back.disabled, self._next.disabled = self.page == 0, self.page >= self.num_pages - 1
+        lines = map(self._line, self.rows().iloc[start : start + self.page_size].itertuples())
+        empty = "No clips in this cell." if self.look == "confusion" else "No clips are chosen."
+        return gallery((self.thumbnails.make(source, title=t, caption=c) for t, c, source in lines), empty=empty)
 
     def freeze(self) -> Html:
         """Static HTML: the plot as SVG, and the clips of the page shown, playing."""
-        cell = f"truth {self.truth}, predicted {self.predicted}: {len(self.rows())} clip(s), page {self.page + 1}"
-        plot = still(self._figure(), label=f"errors on {self.task}")
-        return frozen(f"Errors: {self.task}", plot, note(self.table.caption), heading(cell), self._page_html())
+        look = self.looks[self.look]
+        cell = f"{look.chosen()}: {len(self.rows())} clip(s), page {self.page + 1}"
+        plot = still(look.still_figure(), label=f"errors on {self.task}: {look.words}")
+        return frozen(f"Errors: {self.task}", plot, note(look.caption()), heading(cell), self._page_html())
+
+    def close(self) -> None:
+        """Close the widgets and end the encoding thread."""
+        if hasattr(self, "_gallery"):  # a view that was refused in its making has none
+            self._gallery.close()
+        super().close()
 
 
-def _root_of(run: Any, root: str | Path | None, clips: ClipTable | None) -> Path:
-    if root is not None or clips is not None:
-        return Path(root if root is not None else clips.root)  # type: ignore[union-attr]
-    data = dict(getattr(run, "record", None) or {}).get("data") or {}
-    return Path(data.get("root") or ".")
+def _in_kernel() -> bool:
+    from IPython import get_ipython
+
+    return getattr(get_ipython(), "kernel", None) is not None
+
+
+def error_caption(line: Any) -> str:
+    """Truth and prediction of one row of ``ErrorTable.mistakes`` (a named tuple), in lines."""
+    caption = f"truth: {number(line.truth)}\npredicted: {number(line.predicted)}"
+    residual, confidence = getattr(line, "residual", None), getattr(line, "confidence", None)
+    if residual is not None:
+        return f"{caption}\nresidual: {residual:+.3f}"
+    return f"{caption} (confidence {confidence:.0%})" if confidence is not None and not pd.isna(confidence) else caption
 
 
 def error_player(line: Any, source: Path | ClipTable | np.ndarray) -> ClipPlayer:
     """One row of ``ErrorTable.mistakes`` (a named tuple) as a player captioned by truth and prediction."""
-    caption = f"truth: {number(line.truth)}\npredicted: {number(line.predicted)}"
-    residual, confidence = getattr(line, "residual", None), getattr(line, "confidence", None)
-    if residual is not None:
-        caption += f"\nresidual: {residual:+.3f}"
-    elif confidence is not None and not pd.isna(confidence):
-        caption += f" (confidence {confidence:.0%})"
-    return ClipPlayer(source, title=str(line.clip_id), caption=caption)
+    return ClipPlayer(source, title=str(line.clip_id), caption=error_caption(line))

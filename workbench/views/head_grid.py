@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from workbench.analysis.maps import Maps, upsample
 from workbench.views.attention_view import CAUTION, map_player
+from workbench.views.mailing import MailableBox
 from workbench.views.parts import dropdown, frozen, note, row
 from workbench.views.picture import Picture, jpeg, still_picture
 from workbench.views.players import BEYOND, heat_scale, overlay, robust_scale, scale_note
@@ -60,7 +61,7 @@ def _counts(maps: Any) -> tuple[int, int]:
     return layers, heads
 
 
-class HeadGridView(ipywidgets.VBox):
+class HeadGridView(MailableBox):
     """Thumbnails of all layers (down) and heads (across) of one frame; a click opens that head's map, playing.
 
     ``maps`` by ``attention`` or ``task_attention``. The first number on a thumbnail is its layer, the second its head.

@@ -19,7 +19,9 @@ class FigureBox:
     def __init__(self) -> None:
         self.widget: Any = None
         self.live = False
-        self.box = ipywidgets.Box(layout=ipywidgets.Layout(width="100%", display="block"))
+        self._left: list[Any] = []
+        # A plot fits its box: a box that could scroll would have to take the keyboard's focus.
+        self.box = ipywidgets.Box(layout=ipywidgets.Layout(width="100%", display="block", overflow="visible"))
 
     def show(self, fig: go.Figure) -> None:
         """Show ``fig`` in place of what was there."""
@@ -35,10 +37,13 @@ class FigureBox:
         self.widget.observe(self._answered, ["_js2py_layoutDelta", "_js2py_traceDeltas"])
         self.box.children = (self.widget,)
         if old is not None:
-            old.close()
+            self._left.append(old)  # closed now, it would fail in a browser that is still loading it
 
     def _answered(self, change: Any) -> None:
         self.live = self.live or (change["owner"] is self.widget and change["new"] is not None)
+        if self.live:
+            while self._left:
+                self._left.pop().close()
 
 
 def dropdown(label: str, options: Sequence[Any], **settings: Any) -> ipywidgets.Dropdown:

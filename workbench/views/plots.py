@@ -11,6 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from workbench.analysis.comparing.curves import curves_of
+from workbench.views.compare_plots import curve_bands, legend_below
 from workbench.views.error_plots import confusion_plot, residual_plot
 from workbench.views.players import heat_scale, overlay
 from workbench.views.style import GREY, LineStyle, base_figure, gaps, line_styles, plot_text, shorten, words_only
@@ -34,47 +36,48 @@ def named_runs(runs: Mapping[str, Any] | Sequence[Any]) -> dict[str, Any]:
 
 
 def learning_curves(
-    runs: Mapping[str, Any] | Sequence[Any], *, task: str | None = None, styles: Mapping[str, LineStyle] | None = None
+    runs: Mapping[str, Any] | Sequence[Any],
+    *,
+    task: str | None = None,
+    styles: Mapping[str, LineStyle] | None = None,
+    setups: Mapping[str, Mapping[int, str]] | None = None,
 ) -> go.Figure:
     """Train loss and validation score by epoch, one line per run in its own colour; the larger dot is the epoch kept.
 
-    ``task`` shows that task's own validation metric (``val_<task>``) where the history has it.
+    ``task`` shows that task's own validation metric (``val_<task>``) where the history has it. ``setups`` (``{setup:
+    {seed: run}}``, as ``comparison.setups``) draws runs that differ in their seed only as one line, their mean, in a
+    band from the worst to the best seed.
     """
     named = named_runs(runs)
+    groups = setups if setups is not None else {name: {0: name} for name in named}
+    known = {name: [run for run in members.values() if run in named] for name, members in groups.items()}
+    members = {name: own for name, own in known.items() if own}
     styles = styles or line_styles(named)
+    drawn = {name: styles[own[0]] for name, own in members.items()}
     fig = make_subplots(
         rows=1,
         cols=2,
         horizontal_spacing=0.11,
         subplot_titles=("train loss", plot_text(f"validation score{f', {task}' if task else ''}")),
     )
-    for name, run in named.items():
-        history: pd.DataFrame = run.history
-        score = f"val_{task}" if task and f"val_{task}" in history else "val_score"
-        best = (getattr(run, "record", None) or {}).get("kept_epoch")
-        for column, key in ((1, "train_loss"), (2, score)):
+    curves = curves_of(named, groups, task)
+    for name, part in curves.groupby("setup", sort=False):
+        style = drawn[str(name)]
+        record = getattr(named[members[str(name)][0]], "record", None) or {}
+        best = record.get("kept_epoch") if len(members[str(name)]) == 1 else None
+        for column, key in ((1, "train_loss"), (2, "score")):
             fig.add_scatter(
-                x=history["epoch"], y=gaps(history[key]), row=1, col=column,
-                **_line(name, styles[name], legend=column == 1),
-                marker_size=[11 if column == 2 and e == best else 5 for e in history["epoch"]],
+                x=part["epoch"], y=gaps(part[key]), row=1, col=column, meta=members[str(name)][0],
+                **_line(str(name), style, legend=column == 1),
+                marker_size=[11 if column == 2 and e == best else 5 for e in part["epoch"]],
                 hovertemplate=f"{plot_text(name)}<br>epoch %{{x}}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
-    rows = -(-len(named) // max(1, 110 // (max((len(shorten(n, NAME_LIMIT)) for n in named), default=1) + 6)))
-    base_figure(fig, 300 + 21 * rows)
-    fig.update_layout(
-        legend={
-            "orientation": "h",
-            "x": 0,
-            "y": 0,
-            "yref": "container",
-            "yanchor": "bottom",
-            "bgcolor": "rgba(0,0,0,0)",
-        }
-    )
+    curve_bands(curves, fig, drawn)
+    base_figure(fig, 300)
     if not named:
         return words_only(fig, "no runs")
     fig.update_xaxes(title_text="epoch", title_standoff=6)
-    return fig
+    return legend_below(fig, list(members))
 
 
 def _line(name: str, style: LineStyle, *, legend: bool) -> dict[str, Any]:
@@ -176,25 +179,25 @@ def _dot_panel(
     fig: go.Figure, row: int, part: pd.DataFrame, columns: tuple[str, str, str], styles: Mapping[str, LineStyle]
 ) -> None:
     middle, low, high = columns
+    traces = []
     for y, (_, line) in enumerate(part.iterrows()):
         style = styles[str(line["run"])]
         verdict = f"<br>{plot_text(line['verdict'])}" if middle == "difference" and line.get("verdict") else ""
-        fig.add_scatter(
-            x=gaps([line[middle]]),
-            y=[y],
-            row=row,
-            col=1,
-            mode="markers",
-            name=plot_text(line["run"], NAME_LIMIT),
-            showlegend=False,
-            marker={"color": style.colour, "size": 11, "symbol": style.symbol},
-            error_x={
-                "type": "data", "symmetric": False, "color": style.colour, "thickness": 2, "width": 5,
-                "array": gaps([line[high] - line[middle]]), "arrayminus": gaps([line[middle] - line[low]]),
-            },
-            hovertemplate=f"{plot_text(line['run'])}<br>{plot_text(line['metric'])} {line[middle]:.3f}"
-            f" [{line[low]:.3f}, {line[high]:.3f}]{verdict}<extra></extra>",
+        traces.append(
+            go.Scatter(
+                x=gaps([line[middle]]), y=[y], mode="markers", name=plot_text(line["run"], NAME_LIMIT),
+                showlegend=False, meta=str(line["run"]),
+                marker={"color": style.colour, "size": 11, "symbol": style.symbol},
+                error_x={
+                    "type": "data", "symmetric": False, "color": style.colour, "thickness": 2, "width": 5,
+                    "array": gaps([line[high] - line[middle]]), "arrayminus": gaps([line[middle] - line[low]]),
+                },
+                hovertemplate=f"{plot_text(line['run'])}<br>{plot_text(line['metric'])} {line[middle]:.3f}"
+                f" [{line[low]:.3f}, {line[high]:.3f}]{verdict}<extra></extra>",
+            )
         )  # fmt: skip
+    # All at once: each call checks the whole figure again.
+    fig.add_traces(traces, rows=[row] * len(traces), cols=[1] * len(traces))
     # Positions instead of category names: two long names that shorten to the same text stay two rows.
     fig.update_yaxes(
         row=row,

@@ -10,6 +10,7 @@ import traitlets
 from workbench.analysis.map_comparison import MapComparison
 from workbench.data.synthetic.flash import flash_report
 from workbench.views.attention_view import map_caption, named_maps
+from workbench.views.mailing import MailableBox
 from workbench.views.map_plots import curve_svg, slice_svg
 from workbench.views.map_strip import MapStrip
 from workbench.views.parts import dropdown, frozen, note, row
@@ -21,7 +22,7 @@ from workbench.views.trust_plots import evidence_html
 PANEL_PX = 224
 
 
-class SideBySideView(ipywidgets.VBox):
+class SideBySideView(MailableBox):
     """Scrub through one clip under up to four maps; curve and x-t slices move along.
 
     ``maps``: ``Maps`` of the same clips (one, a list, or {name: maps}; the names tell runs or classes apart), or a

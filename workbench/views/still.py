@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 import matplotlib.axes
+import matplotlib.colors
 import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
@@ -25,6 +26,8 @@ _SETTINGS: Any = {
     "grid.color": "#808080", "grid.alpha": 0.3, "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.facecolor": "none",
 }  # fmt: skip
 WIDTH_INCHES = 8.2
+MANY_POINTS = 1000
+"""A trace of more points than this becomes a picture inside the drawing."""
 
 
 def still(fig: go.Figure, *, label: str = "plot") -> Html:
@@ -48,7 +51,7 @@ def still(fig: go.Figure, *, label: str = "plot") -> Html:
         _words(figure, fig, list(axes.values()))
         target = io.StringIO()
         figure.patch.set_alpha(0)
-        figure.savefig(target, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
+        figure.savefig(target, format="svg", dpi=150, bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
     svg = target.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -79,10 +82,13 @@ def _draw(ax: matplotlib.axes.Axes, trace: Any) -> None:
     if trace.type == "heatmap":
         _draw_heatmap(ax, trace)
         return
-    if trace.type != "scatter":
+    if trace.type not in ("scatter", "scattergl"):
         raise ValueError(f"still() draws scatter and heatmap traces, not {trace.type!r}; add it in views/still.py")
     colour, name = trace.marker.color, _plain(trace.name) if trace.showlegend else None
     x, y = np.asarray(trace.x, float), np.asarray(trace.y, float)
+    if trace.fill:
+        _draw_band(ax, trace, x, y)
+        return
     marker = _SYMBOL.get(trace.marker.symbol, "o")
     across, along = _bars(trace.error_x), _bars(trace.error_y)
     if "lines" in trace.mode:
@@ -90,7 +96,28 @@ def _draw(ax: matplotlib.axes.Axes, trace: Any) -> None:
         if along is not None:
             ax.errorbar(x, y, yerr=along, fmt="none", ecolor=colour, lw=1.2, capsize=3)
         return
+    if len(x) > MANY_POINTS:  # as drawn dots each would take a hundred bytes: as one picture all take a few thousand
+        ax.plot(x, y, marker, color=colour, ms=2.5, alpha=0.6, mec="none", label=name, rasterized=True)
+        return
     ax.errorbar(x, y, xerr=across, yerr=along, fmt=marker, color=colour, ms=7, lw=1.8, capsize=3, label=name)
+
+
+def _draw_band(ax: matplotlib.axes.Axes, trace: Any, x: np.ndarray, y: np.ndarray) -> None:
+    """A filled outline (``fill="toself"``), such as the band of an interval; without a legend entry of its own."""
+    if trace.fill != "toself":
+        raise ValueError(f"still() fills outlines with fill='toself', not {trace.fill!r}; give the closed outline")
+    colour, alpha = _rgba(trace.fillcolor)
+    known = np.isfinite(x) & np.isfinite(y)
+    ax.fill(x[known], y[known], color=colour, alpha=alpha, lw=0, label="_band")
+
+
+def _rgba(colour: str) -> tuple[Any, float]:
+    """A CSS colour as matplotlib's, and its opacity: ``rgba(0,114,178,0.2)`` or ``#0072B2``."""
+    found = re.fullmatch(r"rgba?\(([^)]*)\)", colour or "")
+    if not found:
+        return colour or "#777777", 1.0
+    parts = [float(part) for part in found.group(1).split(",")]
+    return tuple(part / 255 for part in parts[:3]), parts[3] if len(parts) > 3 else 1.0
 
 
 def _bars(error: Any) -> np.ndarray | None:
@@ -102,11 +129,25 @@ def _bars(error: Any) -> np.ndarray | None:
 
 def _draw_heatmap(ax: matplotlib.axes.Axes, trace: Any) -> None:
     values = np.asarray(trace.z, float)
-    ax.imshow(values, cmap="Blues", vmin=trace.zmin, vmax=trace.zmax, aspect="auto", interpolation="nearest")
+    shades = _shades(trace.colorscale)
+    image = ax.imshow(
+        values, cmap=shades, vmin=trace.zmin, vmax=trace.zmax, aspect="auto", interpolation="nearest",
+    )  # fmt: skip
     for r, row in enumerate(trace.text if trace.text is not None else []):
         for c, text in enumerate(row):
             if text:
-                ax.text(c, r, str(text), ha="center", va="center", color="#ffffff" if values[r, c] > 0.5 else "#111111")
+                # Over a dark cell white ink; over no colour at all (NaN) the page's own.
+                dark = np.dot(shades(image.norm(values[r, c]))[:3], (0.299, 0.587, 0.114)) < 0.55
+                ink = ("#ffffff" if dark else "#111111") if np.isfinite(values[r, c]) else _INK
+                ax.text(c, r, str(text), ha="center", va="center", color=ink)
+
+
+def _shades(scale: Any) -> matplotlib.colors.Colormap:
+    """Plotly's colour scale, pairs of position and CSS colour, as matplotlib's; Blues where there is none."""
+    if scale is None:
+        return matplotlib.colormaps["Blues"]
+    pairs = [(float(place), _rgba(colour)[0]) for place, colour in scale]
+    return matplotlib.colors.LinearSegmentedColormap.from_list("of the figure", pairs)
 
 
 def _dress(ax: matplotlib.axes.Axes, fig: go.Figure, x: str, y: str) -> None:
@@ -119,11 +160,14 @@ def _dress(ax: matplotlib.axes.Axes, fig: go.Figure, x: str, y: str) -> None:
             axis.set_tick_params(which="minor", length=0)
             axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: _decade(value)))
             axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        elif max(map(abs, axis.get_view_interval())) >= 1e5:  # else matplotlib writes "1e6" at the axis's far end
+            axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: _decade(value)))
         if layout.showticklabels is False:
             axis.set_tick_params(labelleft=False, labelbottom=False)
         if layout.tickvals is not None:
             turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if layout.tickangle else {}
-            axis.set_ticks(list(layout.tickvals), [_plain(t).strip() for t in layout.ticktext], **turned)
+            words = layout.tickvals if layout.ticktext is None else layout.ticktext
+            axis.set_ticks(list(layout.tickvals), [_plain(str(t)).strip() for t in words], **turned)
         if layout.range:
             limits(*(10.0**v if layout.type == "log" else v for v in layout.range))
         if layout.rangemode == "tozero":

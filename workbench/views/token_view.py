@@ -10,6 +10,7 @@ import traitlets
 
 from workbench.analysis.maps import upsample
 from workbench.views.attention_view import CAUTION
+from workbench.views.mailing import MailableBox
 from workbench.views.map_plots import curve_svg
 from workbench.views.parts import dropdown, frozen, note, row
 from workbench.views.picture import Picture, jpeg, still_picture
@@ -36,7 +37,7 @@ def marked(frame: np.ndarray, token: tuple[int, int], grid: tuple[int, int]) -> 
     return out
 
 
-class TokenView(ipywidgets.VBox):
+class TokenView(MailableBox):
     """Click on a frame; every time step of the clip is shown under the attention of the token clicked.
 
     ``attention``: a :class:`~workbench.analysis.explaining.looking.TokenAttention`, made by

@@ -8,13 +8,14 @@ import pandas as pd
 import plotly.graph_objects as go
 import traitlets
 
+from workbench.views.mailing import MailableBox
 from workbench.views.multitask_plots import front_plot
 from workbench.views.parts import FigureBox, dropdown, frozen, heading, note, row
 from workbench.views.still import still
 from workbench.views.style import VIEW_CSS, Html, table_html
 
 
-class TradeoffView(ipywidgets.VBox):
+class TradeoffView(MailableBox):
     """A sweep of loss weights in a notebook: every point is a trained model, and nothing in between is made up.
 
     Args:

@@ -1,0 +1,1 @@
+"""What two runs differ in: setups, scores, classes, clips; each question one module."""
