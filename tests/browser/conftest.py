@@ -22,8 +22,8 @@ TIMEOUT = 120_000
 """Milliseconds: a kernel that imports torch, on a machine that runs other tests beside."""
 
 
-# pytest-playwright keeps one Playwright, and so a running event loop, to the session's end; whatever then starts a loop of
-# its own in the same process fails. Here both end with the module.
+# pytest-playwright keeps one Playwright, and so a running event loop, to the end of the session; whatever then starts a
+# loop of its own in the same process fails. Here both end with the module.
 @pytest.fixture(scope="module")
 def playwright() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright

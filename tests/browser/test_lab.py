@@ -9,7 +9,11 @@ import pytest
 
 from tests.browser.conftest import REPO, Visit
 from tests.browser.stage import ACTIONS, notebook, table
+from tests.training.conftest import tiny_checkpoint as tiny_checkpoint
+from tests.training.conftest import tiny_table as tiny_table
 from tests.views.conftest import make_table
+from workbench.data.tables import ClipTable
+from workbench.training.launch import find_jobs
 
 pytest.importorskip("pytest_playwright", reason="pytest-playwright is not installed")
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -23,6 +27,15 @@ COMPARE = """
 from tests.browser.stage import predictions
 from workbench.views.comparison_view import ComparisonView
 ComparisonView([predictions("linear", 2, 0.6), predictions("full", 1, 0.8)])
+"""
+LAUNCH = """
+from workbench.data.tables import ClipTable
+from workbench.training.setup import Setup
+from workbench.views.launch_panel import LaunchPanel
+LaunchPanel(
+    ClipTable.load({table!r}, allow_outside_root=True), runs_dir={runs!r}, device="cpu", workers=1, poll_seconds=0.3,
+    base=Setup(strategy="full", backbone={backbone!r}, tasks=("direction",), batch_size=8, epochs=5000),
+)
 """
 # A cell of a heat map, in pixels of the page.
 CELL = """([column, row]) => {
@@ -105,6 +118,31 @@ def test_comparison_view_follows_its_controls(visit: Visit, lab: str, lab_folder
     page.get_by_role("button", name="Pairs").click()
     page.locator(".wb-view .js-plotly-plot .heatmaplayer image").locator("visible=true").first.wait_for()
     visit.shot("comparison_view")
+    assert visit.serious() == []
+    assert visit.trouble == []
+
+
+def test_launch_panel_starts_and_stops_while_other_cells_run(
+    visit: Visit, lab: str, lab_folder: Path, tiny_checkpoint: str, tiny_table: ClipTable
+) -> None:
+    where = tiny_table.save(lab_folder / "table")
+    cell = LAUNCH.format(table=str(where), runs=str(lab_folder / "runs"), backbone=tiny_checkpoint)
+    notebook(lab_folder / "launch.ipynb", cell, "import time\nprint('the time', 40 + 2)")
+    page = run_all(visit, lab, "launch.ipynb", ".wb-view button")
+    # The icon before the word counts as part of a button's name.
+    start, stop = (page.locator(".wb-view button", has_text=re.compile(rf"{name}$")) for name in ("Start", "Stop"))
+    assert stop.is_disabled() and start.is_enabled()
+    start.click()
+    page.locator(".wb-view .js-plotly-plot .trace").first.wait_for()  # an epoch has ended
+    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")  # the kernel is free meanwhile
+    page.get_by_text("the time 42").wait_for()
+    visit.shot("launch_panel")
+    # Made anew by the second pass, the panel has taken over the training that the first one started.
+    stop.last.click()
+    page.get_by_text("Resume goes on from the checkpoint").last.wait_for()
+    assert start.last.is_enabled() and stop.last.is_disabled()
+    (job,) = find_jobs(lab_folder / "runs")
+    assert job.state == "stopped" and not job.alive and len(job.history()) >= 1
     assert visit.serious() == []
     assert visit.trouble == []
 
