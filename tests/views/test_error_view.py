@@ -101,15 +101,27 @@ def test_error_view_shows_exactly_the_clips_of_a_lasso(
     view = ErrorView(run, clips=many, page_size=20, embedding=embedding(run, many, features=features))
     view.look = "map"
     assert shown(view) == errors(run).mistakes.clip_id.tolist()
-    look: Any = view.looks["map"]
-    right, wrong = view._plot.widget.data
-    look.on_selection(right, SimpleNamespace(point_inds=[0, 2]), None)  # plotly calls once per trace
-    look.on_selection(wrong, SimpleNamespace(point_inds=[1]), None)
-    ids = look.found.table.clip_id
-    expected = {ids[right.customdata[0]], ids[right.customdata[2]], ids[wrong.customdata[1]]}
-    assert view.points == "selected" and set(shown(view)) == expected
-    look.on_selection(right, SimpleNamespace(point_inds=[]), None)
-    assert shown(view) == [ids[wrong.customdata[1]]]
+    widget: Any = view._plot.widget
+    table = view.looks["map"].found.table  # type: ignore[attr-defined]
+    left, low = table.x.median(), table.y.median()
+
+    def drawn(*selections: dict[str, Any]) -> None:
+        """What the browser sends: the outlines, with more than is asked for."""
+        more = {"xref": "x", "yref": "y", "opacity": object()}
+        view.looks["map"].on_relayout({"new": {"relayout_data": {"selections": [s | more for s in selections]}}})  # type: ignore[attr-defined]
+
+    assert widget.has_trait("_js2py_relayout")  # plotly's own name, which the view listens to
+    drawn({"type": "rect", "x0": 1e3, "x1": left, "y0": low, "y1": 1e3})  # dragged from right to left
+    corner = table[(table.x > left) & (table.y > low)]
+    assert view.points == "selected" and set(shown(view)) == set(corner.clip_id) and 0 < len(corner) < len(table)
+    drawn({"type": "path", "path": f"M-1e3,-1e3L{left},-1000.5L{left},1e3L-1e3,1e3Z"})
+    assert set(shown(view)) <= set(view.selected) == set(table[table.x < left].clip_id)
+    drawn()
+    assert shown(view) == []
+    for other in (None, {}, {"relayout_data": {"xaxis.range[0]": 1.0}}):
+        view.select([table.clip_id[0]])
+        view.looks["map"].on_relayout({"new": other})  # type: ignore[attr-defined]
+        assert shown(view) == [table.clip_id[0]]
 
 
 def test_error_view_shows_what_lies_around_the_open_clip(

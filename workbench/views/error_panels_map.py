@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from matplotlib.path import Path as Outline
 
 from workbench.analysis.mistakes.embedding import Embedding, embedding
 from workbench.views.error_panels import Computed
 from workbench.views.error_panels_state import ALL, AROUND, LASSO, WRONG, ErrorState
 from workbench.views.error_plots import embedding_plot
+from workbench.views.parts import outlines_of
 
 NEAR = 24
 _STILL_POINTS = 2000  # of a map frozen as SVG
@@ -49,8 +51,10 @@ class Map(Computed):
 
     def wire(self, widget: Any) -> None:
         for trace in widget.data:
-            trace.on_selection(self.on_selection)
             trace.on_click(self.on_click)
+        # Not `trace.on_selection`: the browser's message of a selection is overwritten by that of the hover after it
+        # before it is sent (plotly 7.1). The outline itself arrives.
+        widget.observe(self.on_relayout, "_js2py_relayout")
 
     def highlight(self, widget: Any) -> None:
         if widget.layout.dragmode != self.view.drag:
@@ -62,12 +66,16 @@ class Map(Computed):
             if trace.selectedpoints != places:
                 trace.selectedpoints = places
 
-    def on_selection(self, trace: Any, points: Any, _selector: Any) -> None:
-        """Plotly calls this once per trace; what the others hold is kept."""
-        ids = self.found.table.clip_id.to_numpy(object)
-        own = {str(ids[i]) for i in trace.customdata}
-        kept = [c for c in self.view.selected if c not in own]
-        self.view.select([*kept, *(str(ids[trace.customdata[i]]) for i in points.point_inds)])
+    def on_relayout(self, change: Any) -> None:
+        """A lasso or box was drawn, or taken away: what lies inside is selected."""
+        outlines = outlines_of(change["new"])
+        if outlines is None:
+            return
+        points = self.found.table[["x", "y"]].to_numpy(float)
+        inside = np.zeros(len(points), bool)
+        for outline in outlines:
+            inside |= Outline(outline).contains_points(points)
+        self.view.select([str(c) for c in self.found.table.clip_id.to_numpy(object)[inside]])
 
     def on_click(self, trace: Any, points: Any, _state: Any) -> None:
         if points.point_inds:

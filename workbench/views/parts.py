@@ -1,9 +1,11 @@
 """What the dashboards share: a figure that updates in place, labelled controls, frozen sections."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ipywidgets
+import numpy as np
 import plotly.graph_objects as go
 
 from workbench.views.style import VIEW_CSS, Html, escape, max_width
@@ -44,6 +46,28 @@ class FigureBox:
         if self.live:
             while self._left:
                 self._left.pop().close()
+
+
+def outlines_of(message: Mapping[str, Any] | None) -> list[np.ndarray] | None:
+    """What a browser's relayout message of a FigureWidget says was selected by lasso or box: outlines ``(n, 2)`` in the
+    axes' units, none where a selection was taken away; None where it speaks of something else.
+
+    >>> lasso = {"type": "path", "path": "M0,1L2,1L2,3Z"}
+    >>> [outline.tolist() for outline in outlines_of({"relayout_data": {"selections": [lasso]}})]
+    [[[0.0, 1.0], [2.0, 1.0], [2.0, 3.0]]]
+    """
+    found = ((message or {}).get("relayout_data") or {}).get("selections")
+    if found is None:
+        return None
+    outlines = []
+    for one in found:
+        if one.get("type") == "path":
+            numbers = re.findall(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?", str(one["path"]), re.IGNORECASE)
+            outlines.append(np.array(numbers, float).reshape(-1, 2))
+        else:
+            (left, right), (low, high) = sorted((one["x0"], one["x1"])), sorted((one["y0"], one["y1"]))
+            outlines.append(np.array([[left, low], [right, low], [right, high], [left, high]], float))
+    return outlines
 
 
 def dropdown(label: str, options: Sequence[Any], **settings: Any) -> ipywidgets.Dropdown:
