@@ -20,8 +20,8 @@ from workbench.analysis.bootstrap import holm
 from workbench.analysis.comparison import ALPHA
 from workbench.analysis.crossed import Resamples, Scored, groups_of, mean_of, verdict_of
 from workbench.analysis.multitask import trained
-from workbench.analysis.multitask_tables import html_caption, html_table
 from workbench.analysis.predictions import Predicted
+from workbench.analysis.shown import ShownReport
 from workbench.data.layouts import open_clips
 from workbench.data.tables import ClipTable
 from workbench.training.balance_spec import parse_balance
@@ -44,7 +44,7 @@ def static_grid(tasks: Sequence[str], ratios: Sequence[float] = (0.25, 4.0)) -> 
 
 
 @dataclass(frozen=True, repr=False)
-class Front:
+class Front(ShownReport):
     """Trained balances as points; shows itself as a table.
 
     ``points``: one row per balance: ``name, kind`` (``static`` or ``method``), ``weight_<task>`` (NaN of a method),
@@ -113,14 +113,6 @@ class Front:
         text["on the front"] = ["yes" if on else f"no: {by}" if by else "no" for on, by in
                                 zip(rows.on_front, rows.dominated_by, strict=True)]  # fmt: skip
         return pd.DataFrame(text | {"verdict": rows.verdict})
-
-    def __str__(self) -> str:
-        return f"{self.formatted().to_string(index=False)}\n\n{self.caption}"
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return f"{html_table(self.formatted())}{html_caption(self.caption)}"
 
 
 def balance_front(

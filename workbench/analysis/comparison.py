@@ -14,13 +14,13 @@ from workbench.analysis.comparing.paired import ALPHA, MIN_RESAMPLES
 from workbench.analysis.comparing.pairs import Pairs, pairs_of
 from workbench.analysis.comparing.seeds import OverSeeds, over_seeds_of
 from workbench.analysis.comparing.setups import differences_of, same_setup
-from workbench.analysis.multitask_tables import html_caption, html_table
 from workbench.analysis.predictions import Predicted
+from workbench.analysis.shown import ShownReport
 from workbench.data.protocol import Protocol
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(ShownReport):
     """Runs side by side; shows itself as a table in a notebook and in a shell.
 
     ``table`` has one row per task and run: ``run, task, metric`` (the task's main one), ``value, low, high``,
@@ -129,14 +129,6 @@ class Comparison:
         if rows.note.astype(bool).any():
             text["note"] = rows.note
         return text
-
-    def __str__(self) -> str:
-        return f"{self.formatted().to_string(index=False)}\n\n{self.caption}"
-
-    __repr__ = __str__  # what a shell shows
-
-    def _repr_html_(self) -> str:
-        return f"{html_table(self.formatted())}{html_caption(self.caption)}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dumps``: what is unknown or undefined is ``None``."""

@@ -1,14 +1,13 @@
 """How a multi-task report and an affinity show themselves: tables, and captions that say what they leave out."""
 
-import html
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from workbench.analysis.crossed import MIN_SEEDS
+from workbench.analysis.shown import ShownReport, html_caption, html_table
 from workbench.data.protocol import Protocol
 
 DELTA_M = (
@@ -17,27 +16,8 @@ DELTA_M = (
 )
 
 
-class _Shown(ABC):
-    """A table that reads in a shell and in a notebook, with its caption."""
-
-    @property
-    @abstractmethod
-    def caption(self) -> str: ...
-
-    @abstractmethod
-    def formatted(self) -> pd.DataFrame: ...
-
-    def __str__(self) -> str:
-        return f"{self.formatted().to_string(index=False)}\n\n{self.caption}"
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return f"{html_table(self.formatted())}{html_caption(self.caption)}"
-
-
 @dataclass(frozen=True, repr=False)
-class MultitaskReport(_Shown):
+class MultitaskReport(ShownReport):
     """Tasks trained together against each trained alone; shows itself as two tables.
 
     ``table``: per setup and task ``setup, task, metric`` (the main one), ``alone, together`` and their difference, each
@@ -146,7 +126,7 @@ class MultitaskReport(_Shown):
 
 
 @dataclass(frozen=True, repr=False)
-class Affinity(_Shown):
+class Affinity(ShownReport):
     """Who gains from whom. ``table``: per ``task`` and ``partner`` the columns of :class:`MultitaskReport`'s table."""
 
     table: pd.DataFrame
@@ -207,17 +187,3 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
         {str(k): None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         for row in frame.to_dict("records")
     ]
-
-
-def html_table(frame: pd.DataFrame) -> str:
-    """A frame as an escaped table, set flush left."""
-    with pd.option_context("display.max_colwidth", None):
-        table = frame.to_html(index=False, escape=True, border=0, classes="workbench-comparison")
-    for cell in ("td", "th"):  # Jupyter's own sheet sets them flush right
-        table = table.replace(f"<{cell}>", f'<{cell} style="text-align:left;vertical-align:top">')
-    return table
-
-
-def html_caption(text: str) -> str:
-    """Lines of plain text under a table."""
-    return f'<p class="workbench-caption">{"<br>".join(html.escape(line) for line in text.splitlines())}</p>'

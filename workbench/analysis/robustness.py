@@ -10,8 +10,8 @@ import pandas as pd
 
 from workbench.analysis.bootstrap import percentile_interval
 from workbench.analysis.comparing.evidence import Evidence
-from workbench.analysis.multitask_tables import html_caption, html_table
 from workbench.analysis.predictions import Predictions
+from workbench.analysis.shown import ShownReport, interval_text
 from workbench.analysis.stress.answers import answers, chance, damaged, evidence_of
 from workbench.data.corruptions import CORRUPTIONS, SEVERITIES
 from workbench.data.protocol import Protocol
@@ -24,7 +24,7 @@ CLEAN = "clean"
 
 
 @dataclass(frozen=True, repr=False)
-class Robustness:
+class Robustness(ShownReport):
     """Scores under damage. Made by :func:`robustness`.
 
     ``table``: one row per run, task, corruption and severity, and one with corruption ``clean`` and severity 0:
@@ -74,20 +74,13 @@ class Robustness:
         rows = self.summary
         shown = {
             "run": rows.run, "task": rows.task, "metric": rows.metric, "clean": rows.clean.map("{:.3f}".format),
-            "mean under damage": [_range(*v) for v in rows[["mean", "low", "high"]].to_numpy(float)],
-            "kept": [_range(*v) for v in rows[["kept", "kept_low", "kept_high"]].to_numpy(float)], "worst": rows.worst,
+            "mean under damage": [interval_text(*v) for v in rows[["mean", "low", "high"]].to_numpy(float)],
+            "kept": [interval_text(*v) for v in rows[["kept", "kept_low", "kept_high"]].to_numpy(float)],
+            "worst": rows.worst,
         }  # fmt: skip
         if rows.mce.notna().any():
-            shown["mce"] = [_range(v, math.nan, math.nan) for v in rows.mce]
+            shown["mce"] = [interval_text(v, math.nan, math.nan) for v in rows.mce]
         return pd.DataFrame(shown)
-
-    def __str__(self) -> str:
-        return f"{self.formatted().to_string(index=False)}\n\n{self.caption}"
-
-    __repr__ = __str__  # what a shell shows
-
-    def _repr_html_(self) -> str:
-        return f"{html_table(self.formatted())}{html_caption(self.caption)}"
 
 
 def robustness(
@@ -255,9 +248,3 @@ def _relative_error(one: Evidence, mine: Found, theirs: Found) -> float:
     ]
     own, base = np.array(sums)
     return float(np.mean(own / base)) if (base > 0).all() else math.nan
-
-
-def _range(value: float, low: float, high: float) -> str:
-    if math.isnan(value):
-        return ""
-    return f"{value:.2f}" if math.isnan(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"

@@ -21,13 +21,13 @@ from workbench.analysis.comparing.paired import (
     mcnemar,
     paired_p_value,
 )
-from workbench.analysis.multitask_tables import html_caption, html_table
+from workbench.analysis.shown import ShownReport, interval_text
 
 _CLUSTERED = "takes clips of one group for independent: too sure"
 
 
 @dataclass(frozen=True, repr=False)
-class Pairs:
+class Pairs(ShownReport):
     """All pairs of runs; shows itself as a table.
 
     ``table``: one row per task and pair: ``task, metric, first, second, difference`` (first minus second) with
@@ -64,7 +64,7 @@ class Pairs:
         return pd.DataFrame(
             {
                 "task": rows.task, "metric": rows.metric, "first": rows["first"], "second": rows["second"],
-                "difference": [_signed(*v) for v in rows[columns].to_numpy(float)],
+                "difference": [interval_text(*v, digits=3, signed=True) for v in rows[columns].to_numpy(float)],
                 "p (Holm)": [_p(v) for v in rows.p_holm], "verdict": rows.verdict,
                 "second opinion": [
                     f"{row.test} {_p(row.test_p_holm)}" if row.test and not math.isnan(row.test_p_holm) else ""
@@ -73,14 +73,6 @@ class Pairs:
                 "clips": rows.n, "groups": rows.groups,
             }
         )  # fmt: skip
-
-    def __str__(self) -> str:
-        return f"{self.formatted().to_string(index=False)}\n\n{self.caption}"
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return f"{html_table(self.formatted())}{html_caption(self.caption)}"
 
 
 def pairs_of(evidence: Iterable[Evidence], *, resamples: int) -> Pairs:
@@ -140,12 +132,6 @@ def _verdict(row: Any, needed: float) -> str:
     if row.p_holm > needed or row.low <= 0 <= row.high:
         return "no clear difference"
     return str(row.first if (row.difference > 0) == row.higher else row.second)
-
-
-def _signed(value: float, low: float, high: float) -> str:
-    if math.isnan(value):
-        return ""
-    return f"{value:+.3f}" if math.isnan(low) else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _p(value: float) -> str:

@@ -12,13 +12,13 @@ from workbench.analysis.bootstrap import holm
 from workbench.analysis.comparing.evidence import Evidence
 from workbench.analysis.comparing.paired import ALPHA
 from workbench.analysis.crossed import MIN_SEEDS, Resamples, Scored, pair, verdict_of
-from workbench.analysis.multitask_tables import html_caption, html_table
 from workbench.analysis.predictions import Predicted
+from workbench.analysis.shown import ShownReport, interval_text
 from workbench.training.metrics import main_metric
 
 
 @dataclass(frozen=True, repr=False)
-class OverSeeds:
+class OverSeeds(ShownReport):
     """Setups over their seeds; shows itself as a table.
 
     ``table``: one row per task and setup: ``task, setup, metric, value`` (mean over seeds), ``low, high`` (95 %, over
@@ -47,27 +47,19 @@ class OverSeeds:
         return pd.DataFrame(
             {
                 "task": rows.task, "setup": rows.setup, "metric": rows.metric,
-                "value": [_range(*v) for v in rows[["value", "low", "high"]].to_numpy(float)],
+                "value": [interval_text(*v, digits=3) for v in rows[["value", "low", "high"]].to_numpy(float)],
                 "seeds": rows.seeds,
                 "worst to best seed": [
                     f"{low:.3f} to {high:.3f}" if n > 1 else ""
                     for low, high, n in zip(rows.seed_low, rows.seed_high, rows.seeds, strict=True)
                 ],
                 f"difference to {self.reference}": [
-                    _range(*v, signed=True)
+                    interval_text(*v, digits=3, signed=True)
                     for v in rows[["difference", "difference_low", "difference_high"]].to_numpy(float)
                 ],
                 "verdict": rows.verdict,
             }
         )  # fmt: skip
-
-    def __str__(self) -> str:
-        return f"{self.formatted().to_string(index=False)}\n\n{self.caption}"
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return f"{html_table(self.formatted())}{html_caption(self.caption)}"
 
 
 def over_seeds_of(
@@ -138,10 +130,3 @@ def _of_task(
                 line["note"] = "; ".join(filter(None, [mine.note, f"no seed shared with {base!r}"]))
         lines.append(line)
     return lines
-
-
-def _range(value: float, low: float, high: float, *, signed: bool = False) -> str:
-    if math.isnan(value):
-        return ""
-    show = "{:+.3f}".format if signed else "{:.3f}".format
-    return show(value) if math.isnan(low) else f"{show(value)} [{show(low)}, {show(high)}]"

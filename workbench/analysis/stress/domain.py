@@ -15,9 +15,9 @@ from sklearn.preprocessing import StandardScaler
 from workbench.analysis.bootstrap import MIN_GROUPS, bootstrap, percentile_interval
 from workbench.analysis.comparing.evidence import Evidence, gather
 from workbench.analysis.mistakes.encode import run_features
-from workbench.analysis.multitask_tables import html_caption, html_table
 from workbench.analysis.predictions import Predictions, task_rows
 from workbench.analysis.robustness import tasks_in
+from workbench.analysis.shown import ShownReport, interval_text
 from workbench.data.protocol import Protocol
 from workbench.data.tables import ClipTable
 from workbench.training.metrics import weighted_metrics
@@ -28,7 +28,7 @@ FOLDS = 5
 
 
 @dataclass(frozen=True, repr=False)
-class DomainShift:
+class DomainShift(ShownReport):
     """A run on two tables. Made by :func:`domain_shift`.
 
     ``table``: one row per task: ``task, metric``; ``source, target`` and ``change`` (target less source; the clips are
@@ -78,17 +78,9 @@ class DomainShift:
         shown = {"task": rows.task, "metric": rows.metric}
         for name in ("source", "target", "change", "adjusted"):
             columns = [name, f"{name}_low", f"{name}_high"]
-            shown[name] = [_range(*v, signed=name == "change") for v in rows[columns].to_numpy(float)]
-        shown["label shift"] = [_range(v, math.nan, math.nan) for v in rows.label_shift]
+            shown[name] = [interval_text(*v, signed=name == "change") for v in rows[columns].to_numpy(float)]
+        shown["label shift"] = [interval_text(v, math.nan, math.nan) for v in rows.label_shift]
         return pd.DataFrame(shown)
-
-    def __str__(self) -> str:
-        return f"{self.formatted().to_string(index=False)}\n\n{self.caption}"
-
-    __repr__ = __str__  # what a shell shows
-
-    def _repr_html_(self) -> str:
-        return f"{html_table(self.formatted())}{html_caption(self.caption)}"
 
 
 def domain_shift(
@@ -247,10 +239,3 @@ def _classes(source: Evidence, target: Evidence) -> list[tuple]:
         recall = [float(r[m].mean()) if m.any() else math.nan for r, m in zip(rights, masks, strict=True)]
         found.append((source.task.name, name, *recall, int(masks[0].sum()), int(masks[1].sum())))
     return found
-
-
-def _range(value: float, low: float, high: float, *, signed: bool = False) -> str:
-    if math.isnan(value):
-        return ""
-    show = "{:+.2f}".format if signed else "{:.2f}".format
-    return show(value) if math.isnan(low) else f"{show(value)} [{show(low)}, {show(high)}]"

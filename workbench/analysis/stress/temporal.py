@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from workbench.analysis.bootstrap import percentile_interval
-from workbench.analysis.multitask_tables import html_caption, html_table
 from workbench.analysis.predictions import Predictions
 from workbench.analysis.robustness import tasks_in
+from workbench.analysis.shown import ShownReport, interval_text
 from workbench.analysis.stress.answers import answers, chance, evidence_of, rearranged
 from workbench.data.corruptions import clip_seed
 from workbench.data.protocol import Protocol
@@ -45,7 +45,7 @@ the middle half of the clip, each frame twice."""
 
 
 @dataclass(frozen=True, repr=False)
-class TemporalProbes:
+class TemporalProbes(ShownReport):
     """Scores on rearranged clips. Made by :func:`temporal_probes`.
 
     ``table``: one row per task and probe (``as it is``, ``shuffled``, ``reversed``, ``single frame``, ``half speed``):
@@ -81,23 +81,14 @@ class TemporalProbes:
 
     def formatted(self) -> pd.DataFrame:
         """Tasks by probes as text, for reading."""
-        shown = self.table.assign(text=[
-            f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in self.table[["value", "low", "high"]].to_numpy(float)
-        ])  # fmt: skip
+        values = self.table[["value", "low", "high"]].to_numpy(float)
+        shown = self.table.assign(text=[interval_text(*v) for v in values])
         wide = shown.pivot(index=["task", "metric"], columns="probe", values="text")[[AS_IT_IS, *PROBES]].reset_index()
         text = [
-            "" if math.isnan(v) else f"{v:.2f} [{low:.2f}, {high:.2f}]"
-            for v, low, high in self.motion.set_index("task").loc[wide.task, ["uses_motion", "low", "high"]].to_numpy()
+            interval_text(*v)
+            for v in self.motion.set_index("task").loc[wide.task, ["uses_motion", "low", "high"]].to_numpy()
         ]
         return wide.rename_axis(columns=None).assign(**{"uses motion": text})
-
-    def __str__(self) -> str:
-        return f"{self.formatted().to_string(index=False)}\n\n{self.caption}"
-
-    __repr__ = __str__  # what a shell shows
-
-    def _repr_html_(self) -> str:
-        return f"{html_table(self.formatted())}{html_caption(self.caption)}"
 
 
 def temporal_probes(
