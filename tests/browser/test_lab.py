@@ -33,7 +33,7 @@ from workbench.data.tables import ClipTable
 from workbench.training.setup import Setup
 from workbench.views.launch_panel import LaunchPanel
 LaunchPanel(
-    ClipTable.load({table!r}, allow_outside_root=True), runs_dir={runs!r}, device="cpu", workers=1, poll_seconds=0.3,
+    ClipTable.load({table!r}, allow_outside_root=True), runs_dir={runs!r}, device="cpu", workers=1, poll_seconds=1.0,
     base=Setup(strategy="full", backbone={backbone!r}, tasks=("direction",), batch_size=8, epochs=5000),
 )
 """
@@ -122,6 +122,7 @@ def test_comparison_view_follows_its_controls(visit: Visit, lab: str, lab_folder
     assert visit.trouble == []
 
 
+@pytest.mark.slow  # thousands of short epochs keep redrawing the curves: too much for a loaded machine
 def test_launch_panel_starts_and_stops_while_other_cells_run(
     visit: Visit, lab: str, lab_folder: Path, tiny_checkpoint: str, tiny_table: ClipTable
 ) -> None:
